@@ -1,0 +1,1 @@
+"""The data owner's side: the client app and its resident worker."""

@@ -1,0 +1,193 @@
+"""The typed schema of an experiment. One instance describes a run completely, for every engine.
+
+Each field's description is its documentation: `docs/configuration.md` and the CLI's help are generated from it.
+Values are checked here and nowhere else; `fedlora.config.compose` turns YAML and overrides into a `RunConfig`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """The base model: where it comes from, its head."""
+
+    source: Literal["asset", "hub", "local", "config"] = Field(
+        description="asset: a pinned package (`fedlora ls models`); hub: a Hugging Face name; local: a folder;"
+        " config: random weights of an architecture, from the run's seed"
+    )
+    name: Name = Field(description="the asset's or the hub's name of the model, or a label for a local one")
+    path: Path | None = Field(None, description="the folder, for source=local")
+    revision: str | None = Field(None, description="a hub revision (branch, tag or commit)")
+    gguf: str | None = Field(None, description="the GGUF file inside the model's folder, if its weights are in one")
+    architecture: dict[str, Any] | None = Field(
+        None, description="for source=config: `model_type` and the settings of its transformers configuration"
+    )
+    head: Literal["mean", "stock"] = Field(
+        "mean",
+        description="text classification: mean (average the tokens' logits) or stock (the architecture's own head)",
+    )
+    train_head: bool = Field(True, description="whether clients train the new head and send it")
+    dropout: bool = Field(False, description="whether the base model's own dropout is on during local training")
+
+
+class TaskConfig(Section):
+    """What is learned."""
+
+    name: Literal["text_classification", "causal_lm", "image_classification"] = Field(description="the kind of problem")
+    max_length: int = Field(64, ge=1, description="tokens after which a text is cut")
+
+
+class PartitionConfig(Section):
+    """How the training rows are dealt to the clients."""
+
+    name: Literal["iid", "dirichlet", "shards", "size_skew", "natural", "bootstrap"] = Field(
+        description="the partitioner"
+    )
+    alpha: float = Field(0.5, gt=0, description="dirichlet: concentration; smaller is more skewed")
+    min_rows: int = Field(10, ge=1, description="dirichlet: redraw until every client has at least this many rows")
+    shards_per_client: int = Field(2, ge=1, description="shards: label-sorted shards each client gets")
+    skew: Literal["linear", "square", "exponential"] = Field(
+        "square", description="size_skew: how sizes grow with the client's number"
+    )
+    column: str | None = Field(None, description="natural: one client for each value of this column")
+    rows: int = Field(100, ge=1, description="bootstrap: rows each client draws, with replacement")
+
+
+class DataConfig(Section):
+    """The data set, its columns, its splits and its partition."""
+
+    source: Literal["asset", "hub", "local"] = Field(
+        description="asset: from a pinned package (`fedlora ls data`); hub: a Hugging Face data set; local: files"
+    )
+    name: Name = Field(description="the asset's or the hub's name of the data set, or a label for a local one")
+    path: Path | None = Field(None, description="source=local: CSV, JSONL, Parquet or a saved `datasets` folder")
+    subset: str | None = Field(None, description="source=hub: the configuration name, e.g. sst2 of glue")
+    revision: str | None = Field(None, description="source=hub: branch, tag or commit")
+    text: str | None = Field(None, description="column with the text")
+    text_pair: str | None = Field(None, description="column with a second text, for pair classification")
+    label: str | None = Field(None, description="column with the label (a name or a number)")
+    image: str | None = Field(None, description="column with the image")
+    prompt: str | None = Field(None, description="causal LM: column with the question")
+    answer: str | None = Field(None, description="causal LM: column with the answer, the only part with a loss")
+    test_split: str | None = Field(None, description="name of a published test split; null: a fraction is held out")
+    validation_split: str | None = Field(None, description="published validation split; null: a fraction of train")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="test rows, if there is no published split")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="validation rows, if there is no published split")
+    deduplicate: bool = Field(True, description="drop repeated rows before splitting: no test row is trained on")
+    limit: int | None = Field(None, ge=1, description="use only this many rows of each split, drawn with the seed")
+    split_seed: int = Field(0, ge=0, description="seed of the split; not `seed`: repetitions share one test set")
+    partition: PartitionConfig
+
+
+class AdapterConfig(Section):
+    """The low-rank adapter."""
+
+    r: int = Field(8, ge=1, description="rank")
+    alpha: float | None = Field(None, gt=0, description="LoRA's α; gives s = α/r. Null: `scaling` is s itself")
+    scaling: float = Field(2.0, gt=0, description="s in ΔW = s·B·A, used where alpha is null")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input during local training")
+    targets: tuple[Name, ...] | None = Field(
+        None, description="last parts of the names of the modules to adapt; null: PEFT's default for the architecture"
+    )
+
+    @property
+    def s(self) -> float:
+        """The scaling that is in force."""
+        return self.scaling if self.alpha is None else self.alpha / self.r
+
+
+class StrategyConfig(BaseModel):
+    """The server's method; other keys are the options of that method's class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: Name = Field(description="`fedlora ls strategies` lists them")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options."""
+        return dict(self.model_extra or {})
+
+
+class TrainConfig(Section):
+    """One client's local training in one round."""
+
+    lr: float = Field(3e-3, gt=0, description="learning rate in round 1")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="fresh in each round")
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd's momentum")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
+    batch: int = Field(16, ge=1, description="records in a step")
+    steps: int = Field(10, ge=1, description="steps a client takes in a round")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="how the learning rate falls over the rounds (to 0 after the last)"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="bound on the norm of each step's gradient; null: none")
+    threads: int | None = Field(None, ge=1, description="torch threads; null: one a core. Same bits need the same")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
+    matmul: Literal["highest", "high", "medium"] = Field(
+        "highest", description="torch's float32 matmul precision; below highest some hardware rounds to bf16 or tf32"
+    )
+
+
+class FederationConfig(Section):
+    """Who takes part, and what counts as a round."""
+
+    clients: int = Field(10, ge=1, description="clients in all")
+    cohort: int = Field(5, ge=1, description="clients asked in a round")
+    rounds: int = Field(12, ge=1, description="rounds in all")
+    weighting: Literal["samples", "uniform"] = Field("samples", description="what a client's update counts with")
+    min_reports: int = Field(1, ge=1, description="admitted updates without which a round fails")
+    max_samples: int = Field(10_000_000, ge=1, description="a client that claims more training rows is rejected")
+    max_update_norm: float | None = Field(
+        None,
+        gt=0,
+        description="bound on ‖s·(B_k·A_k − B·A)‖ over all modules, beyond which an update is rejected",
+    )
+    timeout: float | None = Field(None, gt=0, description="seconds a round may take; null: no limit")
+
+
+class EvalConfig(Section):
+    """When and on what the global model is measured."""
+
+    every: int = Field(1, ge=1, description="rounds between evaluations on the validation split")
+    batch: int = Field(64, ge=1, description="records in an evaluation batch")
+    holdout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="part of each client's rows kept from training, to measure the model it receives",
+    )
+    test: bool = Field(True, description="whether the test split is read, once, after the last round")
+
+
+class EngineConfig(Section):
+    """What carries messages between the server and the clients."""
+
+    name: Literal["sequential"] = Field("sequential", description="sequential: one client after another, in process")
+
+
+class RunConfig(Section):
+    """A whole experiment."""
+
+    name: str | None = Field(None, description="a name for the run; null: one is made from strategy and data")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides everything that is drawn")
+    store: Path = Field(Path("runs"), description="the folder of the run store")
+    output: Path | None = Field(None, description="the run's own folder; null: one inside the store")
+    model: ModelConfig
+    task: TaskConfig
+    data: DataConfig
+    adapter: AdapterConfig
+    strategy: StrategyConfig
+    train: TrainConfig
+    federation: FederationConfig
+    eval: EvalConfig
+    engine: EngineConfig

@@ -1,0 +1,1 @@
+"""The coordinating side: round loop, admission, run store."""

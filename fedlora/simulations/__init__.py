@@ -1,0 +1,1 @@
+"""Virtual clients on one node, experiments and reports."""
