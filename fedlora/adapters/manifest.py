@@ -142,7 +142,7 @@ def tensors_digest(tensors: Tensors) -> str:
     """SHA-256 over names, shapes, dtypes and bytes, in the order of the names; in hex."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+        array = np.asarray(tensors[name], order="C")  # not ascontiguousarray: that makes a scalar a vector
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -1,10 +1,27 @@
 """What is remembered of a run: the rows behind the CLI, the report and the dashboard."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import PlainSerializer
+
+
+def json_number(value: float) -> float | str:
+    """`value` for JSON, which has no NaN and no infinity: those become "nan", "inf" and "-inf"."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+Number = Annotated[float, PlainSerializer(json_number, when_used="json")]
+"""A float that pydantic writes as strict JSON; reading takes the words back."""
+
+Numbers = Mapping[str, Number]
+"""Named figures, e.g. a round's metrics."""
 
 
 class RunStatus(StrEnum):
@@ -40,7 +57,7 @@ class RosterRow:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Numbers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ class RoundRecord:
     """
 
     round: int
-    metrics: Mapping[str, float]
+    metrics: Numbers
     roster: Sequence[RosterRow]
     bytes_up: int = 0
     bytes_down: int = 0
@@ -80,7 +97,7 @@ class RunInfo:
     created_at: datetime
     finished_at: datetime | None
     sweep: str | None
-    summary: Mapping[str, float]
+    summary: Numbers
     config: str
     reason: str = ""
 

@@ -1,9 +1,9 @@
 """The strategy seam: a method is a few pure functions over one serialisable state.
 
 A strategy sees named NumPy arrays and sizes, never Flower, gRPC, torch or a model. It is a frozen dataclass: its fields
-are its options (`strategy.<field>` in a config, checked against the annotated types), its methods are pure. A new method is
-one file with one such class and one registration (`fedlora.strategies.registry`, or from another package the entry-point
-group `fedlora.strategies`).
+are its options (`strategy.<field>` in a config, checked against the annotated types), its methods are pure. A new
+method is one file with one such class and one registration (`fedlora.strategies.registry`, or from another package the
+entry-point group `fedlora.strategies`).
 
 One round, as the server runs it:
 
@@ -16,11 +16,12 @@ One round, as the server runs it:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.adapters.init import derive_seeded
 from fedlora.adapters.manifest import Delivery, Manifest, Tensors
 from fedlora.errors import StrategyError
 
@@ -53,12 +54,15 @@ class State:
 
     shared: what clients load each round (`Delivery.ROUND`). fixed: what each client gets once (`Delivery.ONCE`).
     server: what never leaves the server (momenta and the like), under names of the strategy's own.
+    local: initial values of what each client keeps to itself (`Delivery.LOCAL`). They are sent once to each client,
+        like `fixed`; from then on the client's own values count, and these never change.
     """
 
     manifest: Manifest
     shared: Tensors
     fixed: Tensors = field(default_factory=dict)
     server: Tensors = field(default_factory=dict)
+    local: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,25 @@ class Strategy(ABC):
     paper: ClassVar[str]
     exact: ClassVar[bool]
     defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        """Checks the options against their annotated types. Raises StrategyError with every mistake."""
+        from pydantic import TypeAdapter, ValidationError
+
+        problems = []
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            try:
+                if get_origin(kind) is not ClassVar:
+                    TypeAdapter(kind).validate_python(getattr(self, name), strict=True)
+            except ValidationError as error:
+                problems += [f"strategy.{name}={getattr(self, name)!r}: {e['msg']}" for e in error.errors()]
+        if problems:
+            raise StrategyError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    @property
+    def reads_private_data(self) -> bool:
+        """Whether `start`, with these options, looks at clients' rows: in a simulation only, and not private."""
+        return False
 
     @abstractmethod
     def manifest(self, setup: Setup) -> Manifest:
@@ -147,6 +170,16 @@ class Strategy(ABC):
             raise StrategyError(f"no client's update was folded in (total weight {partial.weight}): nothing to average")
         specs = state.manifest.tensors
         return {name: (total / partial.weight).astype(specs[name].dtype) for name, total in partial.sums.items()}
+
+
+def global_tensors(state: State) -> dict[str, NDArray[Any]]:
+    """Every tensor of the server's model at `state`, in manifest order: what is evaluated and exported.
+
+    Tensors of `Delivery.SEED` are derived; those of `Delivery.LOCAL` have their initial values, as the server knows no
+    others: a method that keeps a factor on the clients has no single global ΔW.
+    """
+    values = {**state.shared, **state.fixed, **state.local, **derive_seeded(state.manifest)}
+    return {name: values[name] for name in state.manifest}
 
 
 def keeps_client_state(manifest: Manifest) -> bool:

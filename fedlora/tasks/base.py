@@ -60,16 +60,20 @@ class Task(Protocol):
         ...
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the model says of each record; what an exported adapter must reproduce."""
+        """What the model says of each record, shape [n, C]; what an exported adapter must reproduce."""
         ...
 
     @property
-    def peft_task_type(self) -> str:
-        """PEFT's name for the stock class that `load_base` uses, e.g. "TOKEN_CLS"."""
+    def peft_task_type(self) -> str | None:
+        """PEFT's name for the stock class that `load_base` uses, e.g. "TOKEN_CLS"; None where it has none (images)."""
         ...
 
     def card(self) -> Mapping[str, Any]:
-        """What an export's model card says about use: `snippet` (runnable Python), `labels`, `base`."""
+        """What an export's model card says about use: `base`, `labels`, `snippet` and `merged_snippet`.
+
+        The snippets are whole Python programs (`fedlora.tasks.cards.card`): base_dir, adapter_dir or model_dir, and
+        optionally a JSON file with records, in; their logits as JSON out.
+        """
         ...
 
     def save_processor(self, folder: str) -> None:

@@ -1,0 +1,187 @@
+"""Makes `docs/results.md`: four strategies on TREC-6, at equal rank and at equal bytes, on even and on skewed clients.
+
+    python -m benchmarks.results                 # everything that is not in the store yet, then the page
+    python -m benchmarks.results --page-only     # the page, from the runs that are there
+    python -m benchmarks.results --quickstart    # only the default experiment, seeds 0 to 2
+
+For each cell the learning rate is the best of one grid, the same for all, on the validation split with a seed of its
+own; then five seeds run with it, whose partitions are the same for every strategy. The test split is read once a run,
+after its last round, and chooses nothing. Runs are kept in a run store, so the command goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+STRATEGIES = ("fedavg", "ffa_lora", "lora_fair", "fed_sb")
+GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = range(5)
+SEARCH_SEED = 1000
+PARTITIONS = {
+    "iid": ("data/partition=iid",),
+    "dirichlet-0.1": ("data/partition=dirichlet", "data.partition.alpha=0.1"),
+    "dirichlet-0.5": ("data/partition=dirichlet", "data.partition.alpha=0.5"),
+}
+RANKS = {
+    # MiniLM's query and value are 384 × 384: an update of rank r is 768·r numbers a module for A and B, 384·r for B
+    # alone, r² for R. Equal bytes: 3,072 numbers a module (3,025 for Fed-SB, which cannot be nearer).
+    "equal-rank": {"fedavg": 8, "ffa_lora": 8, "lora_fair": 8, "fed_sb": 8},
+    "equal-bytes": {"fedavg": 4, "ffa_lora": 8, "lora_fair": 4, "fed_sb": 55},
+    "defaults": {"fedavg": 8, "ffa_lora": 8, "lora_fair": 8, "fed_sb": 64},
+}
+SCALING = 2.0  # one s for all: the learning rate is searched for each, the scaling is not
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One strategy at one rank on one partition."""
+
+    strategy: str
+    rank: int
+    partition: str
+
+    def overrides(self, lr: float, seed: int) -> list[str]:
+        """The experiment as Hydra overrides."""
+        return [
+            f"strategy={self.strategy}",
+            f"adapter.r={self.rank}",
+            f"adapter.scaling={SCALING}",
+            f"train.lr={lr}",
+            f"seed={seed}",
+            "train.threads=1",
+            "train.matmul=medium",
+            f"eval.test={'false' if seed == SEARCH_SEED else 'true'}",
+            f"name={self.run_name(lr, seed)}",
+            *PARTITIONS[self.partition],
+        ]
+
+    def run_name(self, lr: float, seed: int) -> str:
+        """The run's name in the store."""
+        return f"{self.partition}-{self.strategy}-r{self.rank}-lr{lr:g}-s{seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make."""
+
+    cell: Cell
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The run's name in the store."""
+        return self.cell.run_name(self.lr, self.seed)
+
+
+def run_job(job: Job, store: str) -> str:
+    """Makes one run, in a process of its own pool. Returns its name."""
+    from fedlora.config.compose import compose
+    from fedlora.simulations.simulate import Watch, run
+
+    run(compose([*job.cell.overrides(job.lr, job.seed), f"store={store}"]), Watch())
+    return job.name
+
+
+def finished(store: Path) -> dict[str, dict[str, object]]:
+    """The figures of each finished run in the store, by name."""
+    from fedlora.server.records import RunStatus
+    from fedlora.server.store import RunStore
+
+    opened = RunStore.open(store)
+    runs = [info for info in opened.list() if info.status is RunStatus.FINISHED]
+    return {info.name: figures(opened.history(info)) for info in runs}
+
+
+def figures(history: object) -> dict[str, object]:
+    """What the page needs of one run."""
+    rounds = history.rounds  # type: ignore[attr-defined]
+    last, errors = rounds[-1], [r.metrics["aggregation_error"] for r in rounds[1:]]
+    trained = rounds[1:]
+    return {
+        "validation": last.metrics["validation_accuracy"],
+        "test": history.run.summary.get("test_accuracy"),  # type: ignore[attr-defined]
+        "curve": [r.metrics["validation_accuracy"] for r in rounds],
+        "up": sum(r.bytes_up - r.bytes_up_head for r in trained) / len(trained),
+        "head_up": sum(r.bytes_up_head for r in trained) / len(trained),
+        "once": sum(r.bytes_once for r in rounds),
+        "error": sum(errors) / len(errors),
+        "seconds": sum(r.seconds for r in rounds),
+    }
+
+
+def make(jobs: Iterable[Job], store: Path, processes: int) -> None:
+    """Makes the runs that the store does not have, `processes` at a time, one thread each."""
+    have = finished(store)
+    todo = [job for job in dict.fromkeys(jobs) if job.name not in have]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run_job, job, str(store)) for job in todo]
+        for number, future in enumerate(futures, 1):
+            print(f"[{number}/{len(todo)}] {future.result()}", flush=True)
+
+
+def best_rates(cells: Sequence[Cell], store: Path) -> dict[Cell, float]:
+    """The learning rate of each cell with the best validation accuracy after the last round (the lower, if equal)."""
+    have = finished(store)
+    return {
+        cell: max(GRID, key=lambda lr, cell=cell: (have[cell.run_name(lr, SEARCH_SEED)]["validation"], -lr))  # type: ignore[misc]
+        for cell in cells
+    }
+
+
+def cells_of(budgets: Iterable[str], partitions: Iterable[str]) -> list[Cell]:
+    """All cells, those that two budgets share once."""
+    cells = [Cell(s, RANKS[b][s], p) for b in budgets for p in partitions for s in STRATEGIES]
+    return list(dict.fromkeys(cells))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("runs/results"))
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--page-only", action="store_true")
+    parser.add_argument("--quickstart", action="store_true")
+    asked = parser.parse_args()
+    quick = cells_of(["defaults"], ["dirichlet-0.5"])
+    grid = [] if asked.quickstart else cells_of(["equal-rank", "equal-bytes"], ["iid", "dirichlet-0.1"])
+    if not asked.page_only:
+        cells = quick + grid
+        make((Job(cell, lr, SEARCH_SEED) for cell in cells for lr in GRID), asked.store, asked.processes)
+        rates = best_rates(cells, asked.store)
+        seeds = {cell: range(3) if cell in quick else SEEDS for cell in cells}
+        make((Job(c, rates[c], s) for c in cells for s in seeds[c]), asked.store, asked.processes)
+    from benchmarks.results_page import write_page
+
+    data = {
+        "quickstart": collect(quick, range(3), asked.store),
+        "grid": collect(grid, SEEDS, asked.store),
+    }
+    Path("docs/results.json").write_text(json.dumps(data, indent=1) + "\n")
+    write_page(data, Path("docs/results.md"))
+
+
+def collect(cells: Sequence[Cell], seeds: Iterable[int], store: Path) -> list[dict[str, object]]:
+    """The figures of each cell's seeds at its best learning rate."""
+    have, rates, seeds = finished(store), best_rates(cells, store), list(seeds)
+    return [
+        {
+            "strategy": cell.strategy,
+            "rank": cell.rank,
+            "partition": cell.partition,
+            "lr": rates[cell],
+            "search": {f"{lr:g}": have[cell.run_name(lr, SEARCH_SEED)]["validation"] for lr in GRID},
+            "runs": [have[cell.run_name(rates[cell], seed)] for seed in seeds],
+        }
+        for cell in cells
+    ]
+
+
+if __name__ == "__main__":
+    main()

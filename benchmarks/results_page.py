@@ -1,0 +1,111 @@
+"""The page and the figures of `docs/results.md`, from the numbers that `benchmarks.results` collected."""
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlora.simulations.compare import Summary, tie
+
+COMMAND = "python -m benchmarks.results"
+BUDGETS = {
+    "At equal rank": {"fedavg": 8, "ffa_lora": 8, "lora_fair": 8, "fed_sb": 8},
+    "At equal bytes": {"fedavg": 4, "ffa_lora": 8, "lora_fair": 4, "fed_sb": 55},
+}
+PARTITIONS = {"iid": "IID", "dirichlet-0.1": "Dirichlet(0.1)"}
+HEAD = (
+    "| strategy | r | lr | test accuracy | adapter bytes up a round | head bytes up | sent once | aggregation error"
+    " | seconds |\n|---|---|---|---|---|---|---|---|---|"
+)
+
+INTRO = """# Results
+
+Made by one command, which goes on where it stopped:
+
+```
+{command}
+```
+
+MiniLM-L6 (22.7M parameters) on TREC-6 questions, de-duplicated before the split; 10 clients, 5 a round, 12 rounds of 10
+steps of 16, AdamW, learning rate falling linearly over the rounds, s = 2 for every strategy, the head (2,310 numbers)
+trained and averaged by all. One thread a run, two runs at a time, float32 (`train.matmul=medium`; on this CPU the product
+stays exact to float32, see `docs/reference-machine.md`).
+
+For every cell the learning rate is the best of {grid} on the **validation** split with a seed of its own ({search}). The
+**test** split is read once a run, after its last round, and chooses nothing. Partitions are drawn from the seed alone, so
+the five runs of one strategy meet the same clients as the five of another. Numbers are means ± standard deviations over
+the seeds; *a tie* means a difference under two standard deviations (of the pooled runs). Bytes are counted on the
+serialised tensors, as sent by the five clients of a round; the aggregation error is ‖ΔW* − B̄Ā‖/‖ΔW*‖, averaged over
+the rounds. Seconds are of one run on one core, with another run on the other core.
+
+{machine}
+"""
+
+
+def write_page(data: dict[str, Any], path: Path) -> None:
+    """Writes the page to `path`."""
+    machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    from benchmarks.results import GRID, SEARCH_SEED
+
+    grid = ", ".join(f"{lr:g}" for lr in GRID)
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    parts = [INTRO.format(command=COMMAND, grid=grid, search=SEARCH_SEED, machine=f"{date}: {machine}.")]
+    parts += _quickstart(data["quickstart"])
+    for title, ranks in BUDGETS.items() if data["grid"] else ():
+        parts.append(f"## {title}\n")
+        for partition, name in PARTITIONS.items():
+            cells = [_cell(data["grid"], strategy, rank, partition) for strategy, rank in ranks.items()]
+            parts += [f"### {name}\n", _table(cells), _verdict(cells)]
+    path.write_text("\n".join(parts).rstrip() + "\n")
+
+
+def _quickstart(cells: Sequence[dict[str, Any]]) -> list[str]:
+    title = "## The quick start: each strategy at its default rank, Dirichlet(0.5), seeds 0 to 2\n"
+    return [title, _table(cells), _verdict(cells)] if cells else []
+
+
+def _cell(cells: Sequence[dict[str, Any]], strategy: str, rank: int, partition: str) -> dict[str, Any]:
+    wanted = (strategy, rank, partition)
+    return next(cell for cell in cells if (cell["strategy"], cell["rank"], cell["partition"]) == wanted)
+
+
+def _table(cells: Sequence[dict[str, Any]]) -> str:
+    return "\n".join([HEAD, *map(_row, cells), ""])
+
+
+def _row(cell: dict[str, Any]) -> str:
+    runs = cell["runs"]
+    accuracy = accuracy_of(cell)
+    mean = {key: sum(run[key] for run in runs) / len(runs) for key in ("up", "head_up", "once", "error", "seconds")}
+    fields = (
+        f"`{cell['strategy']}`",
+        str(cell["rank"]),
+        f"{cell['lr']:g}",
+        f"**{accuracy.mean:.3f}** ± {accuracy.sd:.3f}",
+        f"{mean['up']:,.0f}",
+        f"{mean['head_up']:,.0f}",
+        f"{mean['once']:,.0f}" if mean["once"] else "–",
+        f"{mean['error']:.1e}",
+        f"{mean['seconds']:.0f}",
+    )
+    return "| " + " | ".join(fields) + " |"
+
+
+def accuracy_of(cell: dict[str, Any]) -> Summary:
+    """Mean and standard deviation of the test accuracy over the cell's seeds."""
+    return Summary.of([run["test"] for run in cell["runs"]])
+
+
+def _verdict(cells: Sequence[dict[str, Any]]) -> str:
+    """Which differences from the best are more than chance."""
+    ranked = sorted(cells, key=lambda cell: -accuracy_of(cell).mean)
+    best = ranked[0]
+    tied = [f"`{c['strategy']}`" for c in ranked[1:] if tie(accuracy_of(best), accuracy_of(c))]
+    behind = [f"`{c['strategy']}`" for c in ranked[1:] if not tie(accuracy_of(best), accuracy_of(c))]
+    text = f"Highest mean: `{best['strategy']}`"
+    text += f"; a tie with {', '.join(tied)}" if tied else ""
+    text += f"; ahead of {', '.join(behind)} by two standard deviations or more" if behind else ""
+    return text + ".\n"

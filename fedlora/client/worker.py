@@ -1,0 +1,200 @@
+"""The resident worker of a process: one base model, through which any number of clients swap their adapters."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedlora.adapters.adapted import AdaptedModel, head_tensors
+from fedlora.adapters.attach import attach
+from fedlora.adapters.init import derive_seeded
+from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.adapters.modules import find_modules
+from fedlora.config.schema import RunConfig
+from fedlora.data.base import Partition, Splits
+from fedlora.data.partition import make_partition
+from fedlora.data.splits import load_splits
+from fedlora.errors import DataError
+from fedlora.seeding import stream
+from fedlora.strategies.base import Setup, Strategy
+from fedlora.tasks.base import Encoded, Task
+from fedlora.tasks.registry import make_task
+from fedlora.training.evaluate import evaluate
+from fedlora.training.local import LocalResult, train_client
+from fedlora.training.settings import resolve_device, torch_settings
+
+GRADIENT_ROWS = 64
+"""Rows behind the first-step gradient of Fed-SB's `public` and `paper` initialisation (LoRA-SB: about |D|/1000)."""
+
+
+@dataclass(frozen=True)
+class ClientRows:
+    """A client's rows of the training split: those it trains on and those it only measures with (may be none)."""
+
+    train: NDArray[np.int64]
+    holdout: NDArray[np.int64]
+
+
+class Worker:
+    """Everything that stays loaded between tasks: data, partition, base model, and the adapter attached to it.
+
+    Parts are loaded on first use. Not thread-safe: one worker serves one task at a time.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._attached: tuple[str, AdaptedModel] | None = None
+        self._loaded_fixed = ""
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data, split."""
+        return load_splits(self.config.data)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, bound to the data's labels."""
+        return make_task(self.config, self.splits.labels)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return resolve_device(self.config.train)
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The base model with its head, before any adapter is attached."""
+        return self.task.load_base().to(self.device)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Who holds which rows of the training split."""
+        clients = self.config.federation.clients
+        return make_partition(self.splits.train, self.config.data.partition, clients, self.config.seed)
+
+    @cached_property
+    def _encoded(self) -> dict[str, Encoded]:
+        return {}
+
+    def encoded(self, split: str) -> Encoded:
+        """The rows of `split` ("train", "validation" or "test"), made ready once."""
+        if split not in self._encoded:
+            self._encoded[split] = self.task.encode(getattr(self.splits, split))
+        return self._encoded[split]
+
+    def rows(self, client: int) -> ClientRows:
+        """The rows of `client`, a fixed part of them held out by the run's seed."""
+        return split_holdout(self.partition.rows(client), self.config.eval.holdout, self.config.seed, client)
+
+    def setup(self, method: Strategy) -> Setup:
+        """What `method` may see at the start: sizes and the head now, base weights and gradients if it asks."""
+        with torch_settings(self.config.train):
+            parameters = self.task.head_parameters(self.base)
+            modules = find_modules(self.base, self.config.adapter.targets, head=parameters)
+            head = head_tensors(self.base, parameters)
+        setup = Setup(
+            modules=modules,
+            r=self.config.adapter.r,
+            scaling=self.config.adapter.s,
+            seed=self.config.seed,
+            head=head,
+            train_head=self.config.model.train_head,
+            weight=lambda module: self.adapted(method.manifest(setup)).base_weight(module),
+            gradient=lambda rows: self._gradient(self.adapted(method.manifest(setup)), rows),
+        )
+        return setup
+
+    def _gradient(self, adapted: AdaptedModel, rows: str) -> Tensors:
+        encoded = self.encoded({"public": "validation", "private": "train"}[rows])
+        count = min(GRADIENT_ROWS, len(encoded))
+        chosen = stream(self.config.seed, "gradient", rows).choice(len(encoded), size=count, replace=False)
+        size = self.config.eval.batch
+        batches = (encoded.batch([int(row) for row in chosen[at : at + size]]) for at in range(0, count, size))
+        with torch_settings(self.config.train):
+            return adapted.gradient(self.task, batches)
+
+    def adapted(self, manifest: Manifest) -> AdaptedModel:
+        """The base model with the adapter of `manifest` attached (and its seed-derived factors in place)."""
+        digest = manifest.digest()
+        if self._attached is None or self._attached[0] != digest:
+            self._attached = (digest, self._attach(manifest))
+            self._loaded_fixed = ""
+        return self._attached[1]
+
+    def _attach(self, manifest: Manifest) -> AdaptedModel:
+        if self._attached is not None:
+            del self.base  # an adapter is attached to it: load it afresh
+        adapted = attach(
+            self.base, manifest, dropout=self.config.adapter.dropout, base_dropout=self.config.model.dropout
+        )
+        adapted.load(derive_seeded(manifest))
+        return adapted
+
+    def holds_fixed(self, manifest: Manifest, fixed_digest: str) -> bool:
+        """Whether the attached adapter already holds the fixed tensors with that digest."""
+        self.adapted(manifest)
+        return self._loaded_fixed == fixed_digest
+
+    def load(self, manifest: Manifest, tensors: Tensors, fixed: Tensors, fixed_digest: str) -> AdaptedModel:
+        """The adapted model holding `tensors`, and `fixed` if those are not in place already."""
+        adapted = self.adapted(manifest)
+        if fixed_digest != self._loaded_fixed:
+            adapted.load(fixed)
+            self._loaded_fixed = fixed_digest
+        adapted.load(tensors)
+        return adapted
+
+    def train(self, adapted: AdaptedModel, manifest: Manifest, client: int, round_number: int) -> LocalResult:
+        """One client's local training from what `adapted` holds; the result is in `adapted` afterwards."""
+        adapted.set_trained([name for name, spec in manifest.tensors.items() if spec.trained])
+        with torch_settings(self.config.train):
+            return train_client(
+                adapted,
+                self.task,
+                self.encoded("train"),
+                self.rows(client).train,
+                self.config.train,
+                round_number=round_number,
+                rounds=self.config.federation.rounds,
+                seed=self.config.seed,
+                client=client,
+            )
+
+    def measure(self, adapted: AdaptedModel, split: str, rows: NDArray[np.int64] | None = None) -> Mapping[str, float]:
+        """The task's metrics on `rows` of `split` (all of them, if None), for what `adapted` holds."""
+        encoded = self.encoded(split)
+        chosen = np.arange(len(encoded)) if rows is None else rows
+        with torch_settings(self.config.train):
+            return evaluate(adapted.model, self.task, encoded, chosen, self.config.eval.batch)
+
+
+def split_holdout(rows: NDArray[np.int64], fraction: float, seed: int, client: int) -> ClientRows:
+    """`rows` in two: a `fraction` of the distinct ones (rounded down) is held out, the others train.
+
+    Raises DataError if no row is left to train on.
+    """
+    distinct = np.unique(rows)
+    count = int(len(distinct) * fraction)
+    held = stream(seed, "holdout", client).permutation(distinct)[:count]
+    train = rows[~np.isin(rows, held)]
+    if not len(train):
+        raise DataError(f"client {client} has {len(rows)} rows, none of them left to train on: lower eval.holdout")
+    return ClientRows(train=train, holdout=np.sort(held))
+
+
+_resident: dict[str, Worker] = {}
+
+
+def worker_for(config: RunConfig) -> Worker:
+    """This process's worker for `config`; there is one at a time, the last one asked for."""
+    relevant = config.model_dump_json(exclude={"name", "store", "output"})
+    key = hashlib.sha256(relevant.encode()).hexdigest()
+    if key not in _resident:
+        _resident.clear()
+        _resident[key] = Worker(config)
+    return _resident[key]

@@ -1,0 +1,1 @@
+"""The config groups as YAML; `fedlora simulate --help` lists them."""

@@ -1,0 +1,140 @@
+"""Settings that are right one by one and contradict each other. One rule, one function; `RULES` lists them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+
+from fedlora.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """What is wrong, and the keys it is about (dotted)."""
+
+    keys: tuple[str, ...]
+    text: str
+
+
+Rule = Callable[[RunConfig], Iterator[Contradiction]]
+
+
+def contradictions(config: RunConfig) -> list[Contradiction]:
+    """Everything in `config` that contradicts itself, by all rules."""
+    return [found for rule in RULES for found in rule(config)]
+
+
+def cohort_within_clients(config: RunConfig) -> Iterator[Contradiction]:
+    """No more clients can be asked than there are."""
+    federation = config.federation
+    if federation.cohort > federation.clients:
+        yield Contradiction(
+            ("federation.cohort", "federation.clients"),
+            f"federation.cohort = {federation.cohort} asks more clients in a round than there are"
+            f" (federation.clients = {federation.clients}): lower one or raise the other",
+        )
+
+
+def reports_within_cohort(config: RunConfig) -> Iterator[Contradiction]:
+    """No more clients can report than are asked."""
+    federation = config.federation
+    if federation.min_reports > federation.cohort:
+        yield Contradiction(
+            ("federation.min_reports", "federation.cohort"),
+            f"federation.min_reports = {federation.min_reports} can never be reached: only"
+            f" {federation.cohort} clients are asked in a round (federation.cohort)",
+        )
+
+
+# key → (the key it depends on, the values with which it means something, those with which it must be given)
+_DEPENDENT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "model.path": ("model.source", ("local",), ("local",)),
+    "model.revision": ("model.source", ("hub",), ()),
+    "model.architecture": ("model.source", ("config",), ("config",)),
+    "model.gguf": ("model.source", ("asset", "hub", "local"), ()),
+    "data.path": ("data.source", ("local",), ("local",)),
+    "data.subset": ("data.source", ("hub",), ()),
+    "data.revision": ("data.source", ("hub",), ()),
+    "data.partition.column": ("data.partition.name", ("natural",), ("natural",)),
+    "data.text": ("task.name", (), ("text_classification",)),
+    "data.label": ("task.name", (), ("text_classification", "image_classification")),
+    "data.prompt": ("task.name", (), ("causal_lm",)),
+    "data.answer": ("task.name", (), ("causal_lm",)),
+    "data.image": ("task.name", (), ("image_classification",)),
+}
+
+
+def dependent_keys(config: RunConfig) -> Iterator[Contradiction]:
+    """Keys that another key's value needs, or makes meaningless. Columns of another task do no harm."""
+    for key, (decider, useful, needed) in _DEPENDENT.items():
+        given, value = attrgetter(key)(config), attrgetter(decider)(config)
+        if given is None and value in needed:
+            yield Contradiction((key, decider), f"{decider} = {value} needs {key}: set '{key}=…'")
+        if given is not None and useful and value not in useful:
+            yield Contradiction(
+                (key, decider),
+                f"{key} = {given} has no meaning with {decider} = {value}, only with {' or '.join(useful)}:"
+                f" drop it or change {decider}",
+            )
+
+
+def architecture_is_named(config: RunConfig) -> Iterator[Contradiction]:
+    """A model from its configuration alone needs to know which transformers class that is."""
+    if config.model.architecture is not None and "model_type" not in config.model.architecture:
+        yield Contradiction(
+            ("model.architecture",), "model.architecture needs 'model_type', e.g. 'model.architecture.model_type=vit'"
+        )
+
+
+def label_for_skew(config: RunConfig) -> Iterator[Contradiction]:
+    """Partitions by label need one. (The classification tasks need it anyway and say so.)"""
+    partition = config.data.partition.name
+    if partition in ("dirichlet", "shards") and config.data.label is None and config.task.name == "causal_lm":
+        yield Contradiction(
+            ("data.partition.name", "data.label", "task.name"),
+            f"data.partition.name = {partition} deals rows by their label, and data.label is not set:"
+            " set it, or choose data/partition=iid, natural, size_skew or bootstrap",
+        )
+
+
+def rows_for_clients(config: RunConfig) -> Iterator[Contradiction]:
+    """A limited data set must still have rows for everyone."""
+    data, clients = config.data, config.federation.clients
+    each = {"dirichlet": data.partition.min_rows, "natural": 0, "bootstrap": 0}.get(data.partition.name, 1)
+    if data.limit is not None and data.limit < clients * each:
+        yield Contradiction(
+            ("data.limit", "federation.clients", "data.partition.name", "data.partition.min_rows"),
+            f"data.limit = {data.limit} rows are too few for {clients} clients with at least {each} each"
+            f" (federation.clients, data.partition = {data.partition.name}): raise the limit or have fewer clients",
+        )
+
+
+def head_of_task(config: RunConfig) -> Iterator[Contradiction]:
+    """Only text classification has two heads to choose from."""
+    if config.model.head == "stock" and config.task.name != "text_classification":
+        yield Contradiction(
+            ("model.head", "task.name"),
+            f"model.head = stock is a choice for text classification only; task.name = {config.task.name} has one"
+            " head: drop it",
+        )
+
+
+def momentum_of_sgd(config: RunConfig) -> Iterator[Contradiction]:
+    """AdamW would ignore it."""
+    if config.train.momentum and config.train.optimizer != "sgd":
+        yield Contradiction(
+            ("train.momentum", "train.optimizer"),
+            f"train.momentum = {config.train.momentum} is sgd's, and train.optimizer = {config.train.optimizer}:"
+            " set 'train.optimizer=sgd' or drop it",
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    cohort_within_clients,
+    reports_within_cohort,
+    dependent_keys,
+    architecture_is_named,
+    label_for_skew,
+    rows_for_clients,
+    head_of_task,
+    momentum_of_sgd,
+)

@@ -1,0 +1,38 @@
+"""The few names that an engine needs from inside Flower, in one place.
+
+Everything else in fedlora imports `flwr.app`, `flwr.serverapp` and `flwr.clientapp` alone. Flower moves its
+inner modules between releases: `tests/test_flower_internals.py` fails when one of these has moved or changed.
+"""
+
+import uuid
+
+from flwr.app import Message
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["Run", "empty_run", "identify", "stamp"]
+
+SERVER_NODE_ID = 1
+"""The id under which our engines let the server send; clients' node ids start above it."""
+
+
+def identify(run_id: int) -> None:
+    """Says who this process is; `flwr.app.Message` cannot be made without it.
+
+    Flower keeps this per process, so one process drives one run at a time.
+    """
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SERVER_NODE_ID
+
+
+def empty_run(run_id: int) -> Run:
+    """A Flower run that exists only in this process."""
+    return Run.create_empty(run_id=run_id)
+
+
+def stamp(message: Message) -> str:
+    """Gives `message` the id that Flower's link would give it on sending, and returns it."""
+    message_id = uuid.uuid4().hex
+    message.metadata.__dict__["_message_id"] = message_id
+    return message_id

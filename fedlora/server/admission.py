@@ -1,0 +1,109 @@
+"""The admission gate: every answer is checked before a strategy sees it. A bad one costs its sender, never the run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+
+from fedlora.adapters.algebra import distance, product
+from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.config.schema import FederationConfig
+from fedlora.server.records import Outcome, RosterRow
+from fedlora.wire import Answer, WireError, payload_bytes, read_answer
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an answer must fit: the run, the round, and the tensors that the round started from."""
+
+    run: str
+    round: int
+    manifest: Manifest
+    before: Tensors
+    rules: FederationConfig
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One client's roster row, and its answer if that was admitted."""
+
+    row: RosterRow
+    answer: Answer | None = None
+
+
+def admit(reply: Message, client: int, expected: Expected) -> Verdict:
+    """Checks the reply that came from `client`. Never raises: what is wrong becomes the row's reason."""
+    if reply.has_error():
+        return refused(client, Outcome.FAILED, f"the client raised an error: {reply.error.reason}")
+    try:
+        answer = read_answer(reply.content, expected.manifest)
+        for check in CHECKS:
+            check(answer, client, expected)
+    except WireError as error:
+        return refused(client, Outcome.REJECTED, str(error))
+    sent = payload_bytes(reply.content.array_records["arrays"], answer.tensors)
+    metrics = dict(answer.metrics)
+    seconds = metrics.pop("seconds", 0.0)
+    row = RosterRow(
+        client, Outcome.REPORTED, samples=answer.samples, bytes_up=sent, seconds=seconds, metrics=_finite(metrics)
+    )
+    return Verdict(row, answer)
+
+
+def refused(client: int, outcome: Outcome, reason: str) -> Verdict:
+    """A verdict without an answer."""
+    return Verdict(RosterRow(client, outcome, reason=reason))
+
+
+def check_identity(answer: Answer, client: int, expected: Expected) -> None:
+    """The answer belongs to this run and round, and names the client that was asked."""
+    claims = {"run": answer.run, "round": answer.round, "client": answer.client}
+    facts = {"run": expected.run, "round": expected.round, "client": client}
+    for name, fact in facts.items():
+        if claims[name] != fact:
+            raise WireError(f"the answer is for {name} {claims[name]!r}, but {name} {fact!r} was asked")
+
+
+def check_samples(answer: Answer, client: int, expected: Expected) -> None:
+    """The number of training rows is positive and not absurd: it may be a weight."""
+    del client
+    if not 0 < answer.samples <= expected.rules.max_samples:
+        limit = expected.rules.max_samples
+        raise WireError(
+            f"the client claims {answer.samples} training rows; 1 to {limit} (federation.max_samples) are accepted"
+        )
+
+
+def check_finite(answer: Answer, client: int, expected: Expected) -> None:
+    """No tensor holds NaN or infinity."""
+    del client, expected
+    for name, array in answer.tensors.items():
+        wrong = int(array.size - np.isfinite(array).sum())
+        if wrong:
+            raise WireError(f"tensor {name!r} has {wrong} values that are NaN or infinite")
+
+
+def check_norm(answer: Answer, client: int, expected: Expected) -> None:
+    """The update's norm in product space, where rescaling B against A changes nothing, is within the bound."""
+    del client
+    bound = expected.rules.max_update_norm
+    if bound is None:
+        return
+    norm = update_norm(expected.manifest, expected.before, {**expected.before, **answer.tensors})
+    if norm > bound:
+        raise WireError(f"the update's norm is {norm:.4g}, above the bound {bound:.4g} (federation.max_update_norm)")
+
+
+def update_norm(manifest: Manifest, before: Tensors, after: Tensors) -> float:
+    """‖s·(ΔW_after − ΔW_before)‖_F over all adapted modules, from factors."""
+    pairs = ((product(manifest, after, module), product(manifest, before, module)) for module in manifest.modules())
+    return manifest.scaling * math.hypot(*(distance(new, old) for new, old in pairs))
+
+
+CHECKS = (check_identity, check_samples, check_finite, check_norm)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}

@@ -1,0 +1,155 @@
+"""Opening the store's database: pragmas, migrations, and errors in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from filelock import FileLock, Timeout
+from sqlalchemy import event, exc
+
+from fedlora.errors import StoreError
+from fedlora.server.durable import explained, free_bytes
+
+BUSY_TIMEOUT = 5.0  # seconds that one process waits for another's write
+_MIGRATION_WAIT = 60.0  # seconds to wait for another process that is making the same tables
+_WRITES = {"fedlora_writes": True}
+_PRAGMAS = (
+    f"busy_timeout = {int(BUSY_TIMEOUT * 1000)}",  # first: the next ones may have to wait
+    "journal_mode = WAL",
+    "synchronous = FULL",  # a committed round must survive a power cut
+    "foreign_keys = ON",
+)
+_REMEDIES = {
+    "SQLITE_FULL": "the disk is full: free some space, then resume the run",
+    "SQLITE_READONLY": "it cannot be written: give this user write permission on its folder, or use --store elsewhere",
+    "SQLITE_CANTOPEN": "it cannot be opened: its folder must exist and be writable by this user",
+    "SQLITE_NOTADB": "it is no SQLite database: move it away (the run folders stay whole) or restore a backup",
+    "SQLITE_CORRUPT": "it is damaged: restore a backup, or move it away (the run folders stay whole)",
+    "SQLITE_IOERR": "the disk reports a fault, or it is full: look at the system's log",
+    "SQLITE_BUSY": f"another process has been writing for over {BUSY_TIMEOUT:g} s: try again, or end that process",
+}
+
+
+class Database:
+    """An open database, with its tables at the newest revision.
+
+    reads() and writes() give a connection in a transaction; an error inside rolls it back. Both raise StoreError.
+    """
+
+    def __init__(self, url: sa.URL, folder: Path) -> None:
+        self._where = url.render_as_string(hide_password=True) if url.host else url.database or str(url)
+        self._folder = folder
+        with self._explained():
+            self._engine = sa.create_engine(url)
+            if self._engine.dialect.name == "sqlite":
+                _use_pragmas(self._engine)
+            self._writer = self._engine.execution_options(**_WRITES)
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def reads(self) -> Iterator[sa.Connection]:
+        """A transaction that sees one moment of the database."""
+        with self._explained(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writes(self) -> Iterator[sa.Connection]:
+        """A transaction that is committed, down to the disk, when the block ends."""
+        with self._explained(), self._writer.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Closes the connections; the database may be opened again."""
+        self._engine.dispose()
+
+    def _migrate(self) -> None:
+        """Brings the tables to the newest revision; one process at a time, the others wait and find it done."""
+        lock = FileLock(self._folder / ".migrating.lock")
+        with explained("lock the run store", self._folder):
+            try:
+                lock.acquire(timeout=_MIGRATION_WAIT)
+            except Timeout as error:  # an OSError too
+                raise StoreError(
+                    f"the run store {self._folder} has been in the hands of another starting process for over"
+                    f" {_MIGRATION_WAIT:g} s: end that process, then try again"
+                ) from error
+        try:
+            self._upgrade()
+        finally:
+            lock.release()
+
+    def _upgrade(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", "fedlora.server.store:migrations")
+        script = ScriptDirectory.from_config(config)
+        with self.writes() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+            if found == script.get_current_head():
+                return
+            self._check_known(found, script)
+            self._check_ours(found, connection)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def _check_known(self, found: str | None, script: ScriptDirectory) -> None:
+        known = {revision.revision for revision in script.walk_revisions()}
+        if found is not None and found not in known:
+            raise StoreError(
+                f"the database {self._where} has revision {found!r}, which this fedlora does not know (its newest is"
+                f" {script.get_current_head()!r}): it was written by a newer fedlora; install that version or newer,"
+                " or use another --store"
+            )
+
+    def _check_ours(self, found: str | None, connection: sa.Connection) -> None:
+        tables = sa.inspect(connection).get_table_names()
+        if found is None and tables:
+            raise StoreError(
+                f"the database {self._where} has tables ({', '.join(tables[:5])}) but is no run store:"
+                " use another --store, or move that database away"
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except exc.NoSuchModuleError as error:
+            raise StoreError(f"cannot use the database {self._where}: {error}; install its driver") from error
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            raise StoreError(f"cannot use the database {self._where}: {self._reason(error)}") from error
+
+    def _reason(self, error: exc.SQLAlchemyError) -> str:
+        cause = getattr(error, "orig", None) or error
+        code = getattr(cause, "sqlite_errorname", "")
+        remedy = next((text for prefix, text in _REMEDIES.items() if code.startswith(prefix)), "")
+        if code.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            remedy += f" ({free_bytes(self._folder):,} bytes are free)"
+        return f"{cause}; {remedy}" if remedy else str(cause)
+
+
+def _use_pragmas(engine: sa.Engine) -> None:
+    """Sets up each SQLite connection. The only SQL in fedlora that is SQLite's own."""
+
+    def connected(connection: Any, record: Any) -> None:
+        del record
+        connection.isolation_level = None  # or the driver opens transactions by itself, and none around DDL
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    def begun(connection: sa.Connection) -> None:
+        # A transaction that reads first and then writes can fail at once, without waiting, if another wrote between
+        # (SQLITE_BUSY_SNAPSHOT). One that says at its start that it will write waits for its turn.
+        writes = "fedlora_writes" in connection.get_execution_options()
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)

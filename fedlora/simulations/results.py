@@ -1,0 +1,63 @@
+"""What a finished run leaves: test figures, the PEFT adapter, the report."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedlora.adapters.export import export_adapter
+from fedlora.client.worker import Worker
+from fedlora.config.schema import RunConfig
+from fedlora.data.table import PartitionTable, describe
+from fedlora.server.records import RunInfo, RunStatus
+from fedlora.server.store import RunStore
+from fedlora.simulations.measure import measure_state
+from fedlora.simulations.report import write_report
+from fedlora.strategies.base import State, global_tensors
+
+ADAPTER, REPORT, SUMMARY = "adapter", "report.html", "summary.json"
+"""What a run's folder holds in the end, beside its checkpoints."""
+
+
+def leave_results(
+    store: RunStore, info: RunInfo, config: RunConfig, worker: Worker, state: State
+) -> Mapping[str, float]:
+    """Measures on the test split, exports the adapter, closes the run, writes the report; returns the final figures."""
+    summary = {**_totals(store, info), **_test_metrics(config, worker, state)}
+    _export(info, config, worker, state, summary)
+    (info.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    store.finish(info, RunStatus.FINISHED, summary)
+    write_report(store.history(info), info.folder / REPORT, partition_table=describe_partition(worker))
+    return summary
+
+
+def _totals(store: RunStore, info: RunInfo) -> dict[str, float]:
+    rounds = store.history(info).rounds
+    totals = {name: float(sum(getattr(r, name) for r in rounds)) for name in ("bytes_up", "bytes_down", "bytes_once")}
+    totals["seconds"] = sum(r.seconds for r in rounds)
+    totals["aggregation_error"] = rounds[-1].metrics.get("aggregation_error", 0.0)
+    return totals
+
+
+def _test_metrics(config: RunConfig, worker: Worker, state: State) -> Mapping[str, float]:
+    """The last state's figures on the test split: read here, once, and nowhere else."""
+    return measure_state(worker, state, "test") if config.eval.test else {}
+
+
+def _export(info: RunInfo, config: RunConfig, worker: Worker, state: State, summary: Mapping[str, float]) -> Path:
+    return export_adapter(
+        info.folder / ADAPTER,
+        manifest=state.manifest,
+        tensors=global_tensors(state),
+        task=worker.task,
+        config=config,
+        summary=summary,
+    )
+
+
+def describe_partition(worker: Worker, shown: int = 200) -> PartitionTable:
+    """Who holds what, for at most the first `shown` clients."""
+    names = worker.splits.labels
+    column = None if names is None else np.asarray(worker.splits.train["label"], dtype=np.int64)
+    return describe(worker.partition, column, names, shown)

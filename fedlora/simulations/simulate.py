@@ -1,0 +1,175 @@
+"""A whole run on virtual clients: make or reopen it in the store, drive its rounds, leave its results."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedlora.adapters.manifest import Tensors
+from fedlora.client.app import LOCAL, app, restore_local
+from fedlora.client.worker import Worker, worker_for
+from fedlora.config.schema import RunConfig
+from fedlora.config.strategy import make_strategy
+from fedlora.server.checkpoint import Checkpoint, commit, last_committed
+from fedlora.server.events import (
+    Emitter,
+    Event,
+    EventLog,
+    Listener,
+    RunFailed,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    RunStopped,
+)
+from fedlora.server.flower_strategy import FlowerStrategy
+from fedlora.server.records import RunHistory, RunInfo, RunStatus
+from fedlora.server.rounds import Links, RoundLoop
+from fedlora.server.store import RunStore
+from fedlora.simulations.engines import ENGINES
+from fedlora.simulations.measure import measure_state
+from fedlora.simulations.results import leave_results
+from fedlora.simulations.sequential import SequentialGrid
+
+EVENTS_FILE = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a caller follows and steers a run. listeners: called with each event. stop: True ends it after a round."""
+
+    listeners: Sequence[Listener] = ()
+    stop: Callable[[], bool] = lambda: False
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """`config` with what depends on this machine written out, so that a resumed run computes the same bits."""
+    threads = config.train.threads or len(os.sched_getaffinity(0))
+    name = config.name or f"{config.strategy.name}-{config.data.name}"
+    train = config.train.model_copy(update={"threads": threads})
+    return config.model_copy(update={"train": train, "name": name})
+
+
+def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid | None = None) -> RunHistory:
+    """Runs the experiment as a new run and returns its history.
+
+    grid: an engine that is there already (Flower's); None: the configured one is made.
+
+    Raises FedloraError; the run is then kept as failed, with the reason, and can be resumed.
+    """
+    config = resolve(config)
+    make_strategy(config.strategy)  # a wrong option must not leave an empty run behind
+    store = RunStore.open(config.store)
+    info = store.create(config, name=str(config.name), sweep=sweep)
+    return _Run(store, info, config, watch, grid).drive()
+
+
+def resume(store: RunStore, info: RunInfo, watch: Watch, *, rounds: int | None = None) -> RunHistory:
+    """Goes on with a run after its last committed round, to `rounds` rounds in all if that is given.
+
+    Raises FedloraError as `run` does.
+    """
+    info = store.reopen(info, rounds)
+    return _Run(store, info, RunConfig.model_validate_json(info.config), watch, None).drive()
+
+
+class _Run:
+    """One run being driven by this process."""
+
+    def __init__(self, store: RunStore, info: RunInfo, config: RunConfig, watch: Watch, grid: Grid | None) -> None:
+        self.store, self.info, self.config, self.watch, self.grid = store, info, config, watch, grid
+        self.began = time.perf_counter()
+
+    def drive(self) -> RunHistory:
+        """To the end, a stop or an error; the store knows which."""
+        with self.store.lock(self.info), EventLog(self.info.folder / EVENTS_FILE) as log:
+            emit = Emitter(log, self.watch.listeners)
+            try:
+                self._rounds_and_results(emit)
+            except KeyboardInterrupt:
+                self._stopped(emit, "interrupted in the middle of a round: that round will be run again")
+                raise
+            except Exception as error:
+                self._failed(emit, error)
+                raise
+        return self.store.history(self.info)
+
+    def _rounds_and_results(self, emit: Emitter) -> None:
+        worker = worker_for(self.config)
+        checkpoint = last_committed(self.store, self.info)
+        emit(self._opening(checkpoint))
+        method = make_strategy(self.config.strategy)
+        state = method.start(worker.setup(method)) if checkpoint is None else checkpoint.state
+        grid = self.grid or ENGINES[self.config.engine.name](self.config, app)
+        strategy = FlowerStrategy(method, state, self.config, self.info.id)
+        loop = RoundLoop(strategy, self.config, self._links(grid, worker, emit))
+        if checkpoint is None:
+            loop.start()
+        else:
+            _restore(grid, checkpoint, self.info.id)
+        done = loop.run(0 if checkpoint is None else checkpoint.round)
+        if done < self.config.federation.rounds:
+            self._stopped(emit, f"stopped on request after round {done}")
+            return
+        summary = leave_results(self.store, self.info, self.config, worker, strategy.state)
+        rounds = self.config.federation.rounds
+        emit(RunFinished(run=self.info.id, round=done, rounds=rounds, summary=summary, seconds=self._seconds()))
+
+    def _opening(self, checkpoint: Checkpoint | None) -> Event:
+        federation = self.config.federation
+        facts: dict[str, Any] = {
+            "run": self.info.id,
+            "name": self.info.name,
+            "strategy": self.info.strategy,
+            "rounds": federation.rounds,
+            "clients": federation.clients,
+            "cohort": federation.cohort,
+            "folder": str(self.info.folder),
+        }
+        return RunStarted(**facts) if checkpoint is None else RunResumed(**facts, round=checkpoint.round)
+
+    def _links(self, grid: Grid, worker: Worker, emit: Emitter) -> Links:
+        return Links(
+            grid=grid,
+            measure=lambda state: measure_state(worker, state, "validation"),
+            commit=lambda checkpoint: commit(self.store, self.info, checkpoint),
+            kept=lambda: _kept(grid),
+            emit=emit,
+            stop=self.watch.stop,
+        )
+
+    def _stopped(self, emit: Emitter, reason: str) -> None:
+        emit(RunStopped(**self._ending(), reason=reason))
+        self.store.finish(self.info, RunStatus.STOPPED, reason=reason)
+
+    def _failed(self, emit: Emitter, error: Exception) -> None:
+        emit(RunFailed(**self._ending(), error=type(error).__name__, reason=str(error)))
+        self.store.finish(self.info, RunStatus.FAILED, reason=f"{type(error).__name__}: {error}")
+
+    def _ending(self) -> dict[str, Any]:
+        last = self.store.last_round(self.info) or 0
+        rounds = self.config.federation.rounds
+        return {"run": self.info.id, "round": last, "rounds": rounds, "seconds": self._seconds()}
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+
+def _kept(grid: Grid) -> Mapping[int, Tensors]:
+    """What virtual clients keep of their own, for the checkpoint. Other engines' clients keep theirs themselves."""
+    if not isinstance(grid, SequentialGrid):
+        return {}
+    return {
+        client: {name: array.numpy() for name, array in record.items()}
+        for client, record in grid.kept(LOCAL).items()
+        if record
+    }
+
+
+def _restore(grid: Grid, checkpoint: Checkpoint, run_id: str) -> None:
+    if isinstance(grid, SequentialGrid):
+        for client, tensors in checkpoint.clients.items():
+            restore_local(grid.state_of(client), run_id, tensors)

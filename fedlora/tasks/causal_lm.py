@@ -1,0 +1,199 @@
+"""Causal language modelling of answers to prompts. The loss is on the answers' tokens only.
+
+A record is one user turn and one assistant turn in the tokenizer's chat template, if it has one; otherwise
+"prompt\\nanswer" and the end-of-text token. Prompt and answer are tokenised apart, as at generation time.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from textwrap import indent
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from fedlora.config.schema import RunConfig
+from fedlora.errors import DataError, ModelError
+from fedlora.tasks.base import Batch
+from fedlora.tasks.cards import ANSWER_INPUTS, CHAT_TOKENS, PLAIN_TOKENS, Recipe, card
+from fedlora.tasks.loading import ModelLoader, make_loader
+from fedlora.tasks.rows import Ragged, TokenRows, chunks, require_columns, texts
+from fedlora.tasks.tokenizer import load_tokenizer, require_length
+
+NO_LOSS = -100  # the label of a token without a loss, torch's `ignore_index`
+
+
+@dataclass
+class CausalLM:
+    """The task `causal_lm` (see `fedlora.tasks.base.Task`). The model has no new head.
+
+    A record's loss is the mean cross-entropy over its own answer's tokens; exp of the mean loss over records is the
+    perplexity. A record's logits, shape [n, vocabulary], are the mean over the places that predict its answer's tokens.
+    """
+
+    loader: ModelLoader
+    tokenizer: Any
+    max_length: int
+    name: str = "causal_lm"
+    peft_task_type: str | None = "CAUSAL_LM"
+
+    def load_base(self) -> nn.Module:
+        return self.loader.base()
+
+    def load_skeleton(self) -> nn.Module:
+        return self.loader.skeleton()
+
+    def head_parameters(self, model: nn.Module) -> list[str]:
+        del model
+        return []
+
+    def encode(self, rows: Dataset) -> TokenRows:
+        """Tokenises `prompt` and `answer`. A record that is too long loses the start of its prompt, never its answer;
+        an answer of `task.max_length` tokens or more keeps its first `task.max_length − 1`.
+
+        Raises DataError for a missing column, a value that is no text, or an answer without any token.
+        """
+        require_columns(rows, ["prompt", "answer"])
+        inputs: list[list[int]] = []
+        labels: list[list[int]] = []
+        for start, chunk in chunks(rows):
+            for prompt, answer in self._tokenise(start, chunk):
+                inputs.append(prompt + answer)
+                labels.append([NO_LOSS] * len(prompt) + answer)
+        return TokenRows(
+            columns={"input_ids": Ragged.of(inputs), "labels": Ragged.of(labels)},
+            fills={"input_ids": self.tokenizer.pad_token_id, "labels": NO_LOSS},
+            scalars={},
+        )
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits, targets = self._answers(model, batch)
+        return _mean(_token_losses(logits, targets), targets)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        logits, targets = self._answers(model, batch)
+        hits = (logits.argmax(dim=-1) == targets).to(logits.dtype)
+        return {"loss": _mean(_token_losses(logits, targets), targets), "token_accuracy": _mean(hits, targets)}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits, targets = self._answers(model, batch)
+        return _mean(logits, targets)
+
+    def card(self) -> Mapping[str, Any]:
+        return card(
+            self.loader,
+            labels=(),
+            recipe=Recipe(
+                auto="AutoModelForCausalLM",
+                processor="AutoTokenizer",
+                example=[{"prompt": "What is the capital of Peru?", "answer": "Lima"}],
+                code=ANSWER_INPUTS.format(max_length=self.max_length, tokens=self._token_code()),
+            ),
+        )
+
+    def save_processor(self, folder: str) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+    def _answers(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits [n, P, V] and target tokens [n, P] at the P positions where some record's next token is its answer's.
+
+        Only there are logits computed: with a large vocabulary they cost more than a layer.
+        """
+        targets = batch["labels"][:, 1:]
+        positions = (targets != NO_LOSS).any(dim=0).nonzero().squeeze(-1)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        if _selects_positions(model):
+            return model(**inputs, logits_to_keep=positions).logits, targets[:, positions]
+        return model(**inputs).logits[:, positions], targets[:, positions]
+
+    def _tokenise(self, start: int, chunk: Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
+        prompts = texts(start, "prompt", chunk["prompt"])
+        answers = texts(start, "answer", chunk["answer"])
+        pairs = self._ids([self._turns(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+        for offset, (_, answer) in enumerate(pairs):
+            if not answer or not answers[offset].strip():
+                raise DataError(
+                    f"row {start + offset} has no token in its answer {answers[offset]!r}, so nothing could be learned"
+                    " from it; drop such rows"
+                )
+        return [_cut(prompt, answer, self.max_length) for prompt, answer in pairs]
+
+    def _turns(self, prompt: str, answer: str) -> tuple[str, str]:
+        """The text up to the answer, and the answer with what ends it."""
+        if self.tokenizer.chat_template is None:
+            return f"{prompt}\n", answer + (self.tokenizer.eos_token or "")
+        user = {"role": "user", "content": prompt}
+        assistant = {"role": "assistant", "content": answer}
+        before = str(self.tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False))
+        whole = str(self.tokenizer.apply_chat_template([user, assistant], tokenize=False))
+        if not whole.startswith(before):
+            raise ModelError(
+                f"model {self.loader.model.name!r}: its chat template does not put the answer right after the prompt"
+                " that it gives for generation, so the answer's tokens cannot be told apart; use another model"
+            )
+        return before, whole[len(before) :]
+
+    def _ids(self, turns: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        ids = self.tokenizer(list(chain.from_iterable(turns)), add_special_tokens=False)["input_ids"]
+        first = self._first_tokens()
+        return [
+            (first + prompt, _until_end(answer, self.tokenizer.eos_token_id))
+            for prompt, answer in zip(ids[::2], ids[1::2], strict=True)
+        ]
+
+    def _first_tokens(self) -> list[int]:
+        """What the tokenizer puts before a text; a chat template brings its own."""
+        if self.tokenizer.chat_template is not None:
+            return []
+        return [token for token in self.tokenizer("")["input_ids"] if token == self.tokenizer.bos_token_id]
+
+    def _token_code(self) -> str:
+        return indent(PLAIN_TOKENS if self.tokenizer.chat_template is None else CHAT_TOKENS, "    ")
+
+
+def make(config: RunConfig, labels: tuple[str, ...] | None) -> CausalLM:
+    """The task for `config`; `labels` are not used. Raises ModelError if tokenizer or configuration cannot be read."""
+    del labels
+    loader = make_loader(config, AutoModelForCausalLM, None)
+    tokenizer = load_tokenizer(config.model)
+    require_length(config.model, tokenizer, loader.config, config.task.max_length)
+    if config.task.max_length < 2:
+        raise ModelError("task.max_length=1 leaves no room for a prompt and an answer; set it to 2 or more")
+    return CausalLM(loader, tokenizer, config.task.max_length)
+
+
+def _cut(prompt: list[int], answer: list[int], max_length: int) -> tuple[list[int], list[int]]:
+    kept = answer[: max_length - 1]
+    return prompt[-(max_length - len(kept)) :], kept
+
+
+def _until_end(answer: list[int], eos: int | None) -> list[int]:
+    """`answer` up to its last end-of-text token: what a template writes after it is not the model's to say."""
+    if eos not in answer:
+        return answer
+    return answer[: len(answer) - answer[::-1].index(eos)]
+
+
+def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    flat = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="none")
+    return flat.view(targets.shape)
+
+
+def _mean(values: Tensor, targets: Tensor) -> Tensor:
+    """Mean of `values` [n, P] or [n, P, V] over each record's own answer positions."""
+    own = (targets != NO_LOSS).to(values.dtype)
+    weights = own / own.sum(dim=1, keepdim=True)
+    return torch.einsum("np...,np->n...", values, weights)
+
+
+def _selects_positions(model: nn.Module) -> bool:
+    """Whether the architecture can compute logits at chosen positions only; PEFT's wrapper hides its signature."""
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    return "logits_to_keep" in inspect.signature(type(inner).forward).parameters

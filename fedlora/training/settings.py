@@ -1,0 +1,58 @@
+"""Process-wide torch settings for the time of a run, put back afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fedlora.config.schema import TrainConfig
+from fedlora.errors import RunError
+
+
+def resolve_device(config: TrainConfig) -> torch.device:
+    """The device that `train.device` means here; `auto` takes CUDA where there is one.
+
+    Raises RunError for `cuda` on a machine without it.
+    """
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise RunError(
+            "train.device=cuda, but torch finds no CUDA device: use train.device=auto or cpu, or install a CUDA build"
+            f" of torch (this one is {torch.__version__})"
+        )
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+@contextmanager
+def torch_settings(config: TrainConfig) -> Iterator[torch.device]:
+    """Threads, float32 matmul precision and deterministic kernels as `config` says; gives the device.
+
+    `threads` null leaves torch's own choice (one a core, or OMP_NUM_THREADS). On CUDA, kernels without a
+    deterministic form still run, with torch's warning: equal bits are promised on the CPU only.
+    """
+    device = resolve_device(config)
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        torch.set_float32_matmul_precision(config.matmul)
+        torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+        yield device
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextmanager
+def seeded_torch(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's own draws (dropout) inside, and leaves its random state as it was outside."""
+    cuda = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        # Not torch.manual_seed: that would also reseed devices whose state is not saved here.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
