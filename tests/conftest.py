@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before torch and the hub's client are imported: two cores are shared by many tests, and no test may need the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests import tiny
+
+# How long an example takes says nothing on a machine that many tests share.
+settings.register_profile("fedlora", deadline=None)
+settings.load_profile("fedlora")
 
 
 @pytest.fixture(scope="session")

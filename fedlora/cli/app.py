@@ -7,10 +7,10 @@ import typer
 from typer.core import TyperGroup
 
 import fedlora
-from fedlora.cli import doctor, export, ls, report, runs, simulate, validate
+from fedlora.cli import doctor, export, ls, plan, report, runs, simulate, validate
 from fedlora.cli.output import stdout
 
-COMMANDS = (simulate, validate, ls, runs, report, export, doctor)
+COMMANDS = (simulate, validate, plan, ls, runs, report, export, doctor)
 
 
 class _PlainGroup(TyperGroup):

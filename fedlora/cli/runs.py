@@ -150,12 +150,13 @@ def _list_table(runs: Sequence[tuple[RunInfo, str]], traffic: Mapping[str, "Traf
 
 def _parts(history: RunHistory, status: str, traffic: Mapping[str, "Traffic"]) -> Iterator[Text | Table]:
     yield from _facts(history, status, traffic)
+    yield _title("Rounds")
     yield _rounds_table(history.rounds)
-    yield _clients_table(history.rounds)
-    yield from _refused_table(history.rounds)
-    yield Text("Paths", style="bold")
+    yield from _clients(history.rounds)
+    yield from _refused(history.rounds)
+    yield _title("Paths")
     yield from (Text(f"  {name:<11} {path}") for name, path in _paths(history))
-    yield Text("Configuration", style="bold")
+    yield _title("Configuration")
     yield from (plain(f"  {line}") for line in flat(json.loads(history.run.config)))
 
 
@@ -179,7 +180,7 @@ def _facts(history: RunHistory, status: str, traffic: Mapping[str, "Traffic"]) -
 
 def _rounds_table(rounds: Sequence[RoundRecord]) -> Table:
     names = list(dict.fromkeys(name for record in rounds for name in record.metrics))
-    table = _table("round", *names, "counted", "asked", "up", "down", "once", "seconds", title="Rounds")
+    table = _table("round", *names, "counted", "asked", "up", "down", "once", "seconds")
     for record in rounds:
         figures = [_number(record.metrics.get(name)) for name in names]
         counted = sum(row.outcome is Outcome.REPORTED for row in record.roster)
@@ -190,7 +191,7 @@ def _rounds_table(rounds: Sequence[RoundRecord]) -> Table:
     return table
 
 
-def _clients_table(rounds: Sequence[RoundRecord]) -> Table:
+def _clients(rounds: Sequence[RoundRecord]) -> Iterator[Text | Table]:
     """Each client's part in the run."""
     outcomes = list(Outcome)
     rows = [row for record in rounds for row in record.roster]
@@ -199,25 +200,29 @@ def _clients_table(rounds: Sequence[RoundRecord]) -> Table:
     for row in rows:
         up[row.client] += row.bytes_up
         down[row.client] += row.bytes_down
-    table = _table("client", "asked", *map(str, outcomes), "up", "down", title="Clients" + _cut(len(up)))
+    table = _table("client", "asked", *map(str, outcomes), "up", "down")
     for client in sorted(up)[:_MOST]:
         each = [counts[client, outcome] for outcome in outcomes]
         table.add_row(str(client), str(sum(each)), *map(str, each), size_text(up[client]), size_text(down[client]))
-    return table
-
-
-def _refused_table(rounds: Sequence[RoundRecord]) -> Iterator[Table]:
-    refused = [(record.round, row) for record in rounds for row in record.roster if row.outcome is not Outcome.REPORTED]
-    table = _table("round", "client", "outcome", "reason", title="Who did not count, and why" + _cut(len(refused)))
-    for number, row in refused[-_MOST:]:
-        table.add_row(str(number), str(row.client), str(row.outcome), plain(row.reason))
-    if refused:
+    if rows:
+        yield _title("Clients", len(up))
         yield table
 
 
-def _cut(count: int) -> str:
-    """What a table's title says if it cannot show all `count` rows."""
-    return f" ({_MOST} of {count}; --json has all)" if count > _MOST else ""
+def _refused(rounds: Sequence[RoundRecord]) -> Iterator[Text | Table]:
+    """Who did not count; the latest rounds, where there are too many."""
+    refused = [(record.round, row) for record in rounds for row in record.roster if row.outcome is not Outcome.REPORTED]
+    table = _table("round", "client", "outcome", "reason")
+    for number, row in refused[-_MOST:]:
+        table.add_row(str(number), str(row.client), str(row.outcome), plain(row.reason))
+    if refused:
+        yield _title("Who did not count, and why", len(refused))
+        yield table
+
+
+def _title(text: str, count: int = 0) -> Text:
+    """The title of a part; it says so where a table cannot show all `count` rows."""
+    return Text(text + (f" ({_MOST} of {count}; --json has all)" if count > _MOST else ""), style="bold")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -247,8 +252,8 @@ def _resume_hint(run: RunInfo) -> str:
     return f"{run.id}: its process died after round {run.rounds_done}; {resume} goes on from there"
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "id")
     return table

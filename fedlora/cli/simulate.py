@@ -54,6 +54,8 @@ def simulate(
     if resume is not None:
         _require_alone(multirun=multirun, config=config, config_dir=config_dir, cfg=cfg)
         return _resume(resume, said, progress, as_json)
+    if jobs > 1 and not multirun:
+        raise ConfigError([f"--jobs is for --multirun: one run has no {jobs} jobs; add --multirun or drop it"])
     if multirun:
         configs = [found for _, found in compose_sweep(said, config_dir=config_dir, file=config)]
     else:
@@ -72,7 +74,6 @@ def _require_alone(**options: object) -> None:
 def _resume(name: str, overrides: Sequence[str], progress: Console, as_json: bool) -> int:
     """A resumed run may get more rounds; all else stays as it was, or it would not be the same run."""
     from fedlora.config.compose import compose
-    from fedlora.simulations.command import resume_one
 
     said = {override.partition("=")[0] for override in overrides}
     other = sorted(said - {"federation.rounds", "store"})
@@ -82,6 +83,8 @@ def _resume(name: str, overrides: Sequence[str], progress: Console, as_json: boo
         )
     config = compose(overrides)
     rounds = config.federation.rounds if "federation.rounds" in said else None
+    from fedlora.simulations.command import resume_one  # after the checks: it loads torch
+
     return _finish([resume_one(config.store, name, rounds, progress)], progress, as_json)
 
 

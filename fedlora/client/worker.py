@@ -93,6 +93,9 @@ class Worker:
 
     def setup(self, method: Strategy) -> Setup:
         """What `method` may see at the start: sizes and the head now, base weights and gradients if it asks."""
+        if self._attached is not None:  # an earlier run's head is in it: start from the base model as it is
+            del self.base
+            self._attached = None
         with torch_settings(self.config.train):
             parameters = self.task.head_parameters(self.base)
             modules = find_modules(self.base, self.config.adapter.targets, head=parameters)

@@ -45,8 +45,8 @@ federation:
 Where the command line chooses an option of a group, what the file says of that group counts no more.
 `fedlora validate mine.yaml KEY=VALUE …` reports every mistake at once; `fedlora simulate --cfg job …` prints what comes
 out. In a file and in overrides, `${key}` refers to another key's value; a configuration that comes over a network is
-never interpreted. Options of your own go in a folder that is laid out like the groups: `--config-dir DIR` with `DIR/data/mine.yaml` gives
-`data=mine`. For sweeps, see `fedlora simulate --help`.
+never interpreted. Options of your own go in a folder that is laid out like the groups: `--config-dir DIR` with
+`DIR/data/mine.yaml` gives `data=mine`. For sweeps, see `fedlora simulate --help`.
 """
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.adapters.manifest import Delivery, Manifest, Tensors
 from fedlora.errors import StoreError
 from fedlora.server import tensor_files
-from fedlora.server.durable import explained, sync_folder, write_synced
+from fedlora.server.durable import explained, sync_files, sync_folder
 from fedlora.server.records import RosterRow, RoundRecord, RunInfo
 from fedlora.server.store import RunStore
 from fedlora.strategies.base import State
@@ -85,9 +85,9 @@ def commit(store: RunStore, run: RunInfo, checkpoint: Checkpoint) -> Path:
 def save(run_folder: Path, checkpoint: Checkpoint) -> Path:
     """Writes the checkpoint's files and returns their folder, once the disk has them all.
 
-    `state.fixed` is written by the first checkpoint of a run and only compared by later ones. Raises StoreError if the
-    round is saved already, if `state.fixed` has changed, and if the disk refuses (full: with the bytes that are needed
-    and that are free).
+    `state.fixed` and `state.local`, which never change, are written by the first checkpoint of a run and only
+    compared by later ones. Raises StoreError if the round is saved already, if one of those has changed, and if the
+    disk refuses (full: with the bytes that are needed and that are free).
     """
     final = round_folder(run_folder, checkpoint.round)
     if checkpoint.record.round != checkpoint.round:
@@ -141,7 +141,8 @@ def _write(draft: Path, run_folder: Path, checkpoint: Checkpoint) -> None:
     (draft / "clients").mkdir(parents=True)
     passed("begun")
     state = checkpoint.state
-    fixed = tensor_files.keep_fixed(run_folder, state.fixed, may_replace=not saved_rounds(run_folder))
+    constant = {**state.fixed, **state.local}
+    fixed = tensor_files.keep_fixed(run_folder, constant, may_replace=not saved_rounds(run_folder))
     tensors = {"adapter.safetensors": state.shared, "server.safetensors": state.server} | {
         f"clients/{client}.safetensors": kept for client, kept in sorted(checkpoint.clients.items())
     }
@@ -149,15 +150,16 @@ def _write(draft: Path, run_folder: Path, checkpoint: Checkpoint) -> None:
     passed("tensors-written")
     sums |= {name: _put(draft / name, content) for name, content in _texts(checkpoint).items()}
     seal = {"format": _FORMAT, "round": checkpoint.round, "fixed": fixed, "files": sums}
-    write_synced(draft / COMPLETE, _json(seal))
+    _put(draft / COMPLETE, _json(seal))
+    sync_files(draft / name for name in (*sums, COMPLETE))
     for folder in (draft / "clients", draft, run_folder):
         sync_folder(folder)
     passed("files-synced")
 
 
 def _put(path: Path, content: bytes) -> str:
-    """Writes one file and returns its SHA-256."""
-    write_synced(path, content)
+    """Writes one file and returns its SHA-256. It is not on the disk before it is synced."""
+    path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -177,7 +179,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 def _nbytes(checkpoint: Checkpoint) -> int:
     state = checkpoint.state
-    groups = (state.shared, state.server, state.fixed, *checkpoint.clients.values())
+    groups = (state.shared, state.server, state.fixed, state.local, *checkpoint.clients.values())
     return sum(tensor_files.nbytes(tensors) for tensors in groups) + sum(map(len, _texts(checkpoint).values()))
 
 
@@ -194,11 +196,14 @@ def _read(run_folder: Path, round_number: int) -> Checkpoint:
 def _parse(content: Mapping[str, bytes], fixed: Tensors, round_number: int) -> Checkpoint:
     adapter, server, manifest, rng, roster, metrics = (content[name] for name in _FILES)
     record = _RECORD.validate_python(json.loads(metrics) | {"roster": _ROSTER.validate_json(roster)})
+    table = Manifest.from_json(manifest.decode())
+    own = set(table.names(Delivery.LOCAL))
     state = State(
-        manifest=Manifest.from_json(manifest.decode()),
+        manifest=table,
         shared=tensor_files.unpack(adapter),
-        fixed=fixed,
+        fixed={name: array for name, array in fixed.items() if name not in own},
         server=tensor_files.unpack(server),
+        local={name: array for name, array in fixed.items() if name in own},
     )
     kept = {
         int(match[1]): tensor_files.unpack(data) for name, data in content.items() if (match := _CLIENT.match(name))

@@ -63,9 +63,14 @@ class TokenRows:
         picked = np.asarray(rows, np.int64)
         return batch | {name: torch.from_numpy(values[picked]) for name, values in self.scalars.items()}
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row: evaluation puts rows of like length into one batch."""
+        lengths: NDArray[np.int64] = np.diff(self.columns["input_ids"].offsets)
+        return lengths
+
     def _mask(self, rows: Sequence[int]) -> Tensor:
-        offsets, picked = self.columns["input_ids"].offsets, np.asarray(rows, np.int64)
-        lengths = offsets[picked + 1] - offsets[picked]
+        lengths = self.lengths[np.asarray(rows, np.int64)]
         return torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
 
 

@@ -56,7 +56,7 @@ def named_errors(model: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:600]
+        reason = " ".join(str(error).split())[:600].rstrip(".")
         raise ModelError(
             f"model {model.name!r} (model.source={model.source}) cannot be loaded: {reason}. {_HINTS[model.source]}"
         ) from error

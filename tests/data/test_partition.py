@@ -40,7 +40,7 @@ def held(dealing: Partition) -> list[list[int]]:
 @given(
     kind=st.sampled_from(KINDS),
     count=st.integers(1, 120),
-    clients=st.integers(1, 12),
+    clients=st.integers(1, 8),
     seed=st.integers(0, 2**63 - 1),
 )
 def test_clients_share_all_rows_and_none_twice(kind: dict[str, Any], count: int, clients: int, seed: int) -> None:
@@ -175,3 +175,9 @@ def test_the_table_shows_only_the_clients_asked_for() -> None:
     dealing = dealt(made_rows(9), 100_000, name="bootstrap", rows=4)
     table = describe(dealing, None, None, shown=5)
     assert (table.clients, table.rows.tolist(), table.counts) == (100_000, [4] * 5, None)
+
+
+def test_rows_that_were_selected_keep_their_own_values() -> None:
+    """Splits are selections of a larger table: numbers count within the split, values are the split's."""
+    part = Dataset.from_dict({"site": ["a", "b", "c", "b"], "label": [0, 1, 2, 1]}).select([3, 1, 0])
+    assert held(dealt(part, 2, name="natural", column="site")) == [[2], [0, 1]]

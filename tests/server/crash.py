@@ -91,10 +91,13 @@ def kill_at_random(folder: Path, seed: int, lives: int) -> None:
     draw = random.Random(seed)  # noqa: S311
     with RunStore.open(folder) as store:
         run = store.create(samples.config(), name="random")
-    last = -1
+        begun = time.monotonic()
+        checkpoint.commit(store, run, samples.checkpoint(0))
+        one_commit = time.monotonic() - begun
+    last = 0
     for _ in range(lives):
         child = fork_life(folder, run.id, lambda step: None)  # noqa: ARG005
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 3 * one_commit))
         os.kill(child, signal.SIGKILL)
         check_killed(child)
         with RunStore.open(folder) as store:

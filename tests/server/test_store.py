@@ -271,7 +271,7 @@ def test_only_one_process_holds_a_run(store: RunStore, run: RunInfo) -> None:
 
 
 def test_looking_at_a_lock_does_not_keep_others_out(store: RunStore, run: RunInfo) -> None:
-    """A look (`runs ls`) holds the lock for an instant; a run that starts then waits, and is not told that it is held."""
+    """A look (`runs ls`) holds the lock for an instant; a run that starts then waits, and does not give up."""
     look = FileLock(run.folder / ".lock", thread_local=False)
     look.acquire()
     threading.Timer(0.2, look.release).start()

@@ -51,7 +51,9 @@ def test_a_client_that_raises_answers_with_an_error_and_the_others_go_on() -> No
 def test_a_clients_state_lasts_and_is_its_own() -> None:
     grid = SequentialGrid(make_app(), 2)
     first, second = grid.get_node_ids()
-    times = [next(iter(grid.send_and_receive([order(n, "go")]))).content["done"]["times"] for n in (first, first, second)]
+    times = [
+        next(iter(grid.send_and_receive([order(n, "go")]))).content["done"]["times"] for n in (first, first, second)
+    ]
     assert times == [1, 2, 1]
 
 

@@ -86,8 +86,8 @@ def test_the_cosine_and_the_objective_never_get_worse(seed: int, lam: float) -> 
     delta = cosine(case, lam, 300)
     after = dense_cosine(dense(case), (case.b + delta) @ case.a)
     before = dense_cosine(dense(case), case.b @ case.a)
-    assert after >= before - 1e-14
-    assert 1 - after + lam * np.linalg.norm(delta) <= 1 - before + 1e-14
+    assert after >= before - 1e-13
+    assert 1 - after + lam * np.linalg.norm(delta) <= 1 - before + 1e-13
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -37,14 +37,14 @@ def _plain(tiny_llama: Path, max_length: int = 16) -> Any:
 def test_the_chat_template_frames_the_turns_and_only_the_answer_has_a_loss(cases: Cases) -> None:
     task, _ = cases["causal_lm"]
     every, answer = _words(task, task.encode(_rows(("what is red", "blue green"))).batch([0]))
-    assert every == "<s> user what is red </s> <s> assistant blue green </s>".split()
+    assert every == ["<s>", "user", "what", "is", "red", "</s>", "<s>", "assistant", "blue", "green", "</s>"]
     assert answer == ["blue", "green", "</s>"]
 
 
 def test_without_a_template_the_answer_follows_on_a_new_line(tiny_llama: Path) -> None:
     task = _plain(tiny_llama)
     every, answer = _words(task, task.encode(_rows(("what is red", "blue"))).batch([0]))
-    assert every == "what is red blue </s>".split()
+    assert every == ["what", "is", "red", "blue", "</s>"]
     assert answer == ["blue", "</s>"]
 
 

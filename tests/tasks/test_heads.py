@@ -122,7 +122,7 @@ def test_a_missing_pooler_is_an_error_that_names_it(tiny_folder_of: Any) -> None
 def test_a_checkpoint_of_another_architecture_is_an_error(tiny_folder_of: Any, tiny_bert: Path) -> None:
     folder = tiny_folder_of("roberta")
     (folder / "model.safetensors").write_bytes((tiny_bert / "model.safetensors").read_bytes())
-    with pytest.raises(ModelError, match="no values of the right size for .* more, which RobertaFor"):
+    with pytest.raises(ModelError, match=r"no values of the right size for .* more, which RobertaFor"):
         _load(folder, "mean")
 
 

@@ -139,7 +139,7 @@ def test_a_tokenizer_without_padding_borrows_a_token_and_one_without_any_is_refu
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     task = make_task(tiny_config(folder, Path("texts.csv")), LABELS)
-    assert task.tokenizer.pad_token == "[UNK]"
+    assert task.tokenizer.pad_token_id == tokenizer.unk_token_id
     tokenizer.unk_token = None
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match="no padding, end-of-text or unknown token"):

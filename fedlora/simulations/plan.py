@@ -1,0 +1,176 @@
+"""The dry run: what an experiment would train, send, need and guarantee, without reading a weight or taking a step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from fedlora.adapters.manifest import Delivery, Manifest, Role, head_name
+from fedlora.adapters.modules import find_modules
+from fedlora.config.schema import RunConfig
+from fedlora.config.strategy import make_strategy
+from fedlora.data.base import Splits
+from fedlora.data.partition import make_partition
+from fedlora.data.splits import load_splits
+from fedlora.data.table import PartitionTable, describe
+from fedlora.errors import StrategyError
+from fedlora.simulations.guarantees import Guarantee, guarantees
+from fedlora.strategies.base import Setup
+from fedlora.tasks.registry import make_task
+from fedlora.wire import predicted_bytes
+
+OPTIMIZER_COPIES = {"adamw": 2, "sgd": 0}
+"""Copies of the trained tensors that an optimizer keeps, beside values and gradients (SGD: one more with momentum)."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Serialised bytes of one client in one round, the head's apart; `once` is sent to each client the first time."""
+
+    up: int
+    up_head: int
+    down: int
+    down_head: int
+    once: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes of one worker process's model: base, adapter with gradients and optimizer, activations of a step."""
+
+    base: int
+    adapter: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it. Python, PyTorch and the data come on top (about 0.6 GB)."""
+        return self.base + self.adapter + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `fedlora plan` shows. steps: local optimizer steps in all; participations: expected rounds of one client."""
+
+    config: RunConfig
+    base_parameters: int
+    trained_parameters: int
+    trained_head_parameters: int
+    modules: Mapping[str, tuple[int, int]]
+    traffic: Traffic
+    total_bytes: int
+    memory: Memory
+    steps: int
+    participations: float
+    rows: Mapping[str, int]
+    holders: PartitionTable
+    guarantees: tuple[Guarantee, ...]
+
+
+def make_plan(config: RunConfig, shown: int = 20) -> Plan:
+    """Plans `config`; the data are read, the model's weights are not. shown: clients in the table of holders.
+
+    Raises what a run would raise before its first round: DataError, ModelError, StrategyError, AssetError.
+    """
+    method = make_strategy(config.strategy)
+    splits = load_splits(config.data)
+    task = make_task(config, splits.labels)
+    skeleton = task.load_skeleton()
+    modules = find_modules(skeleton, config.adapter.targets, head=task.head_parameters(skeleton))
+    manifest = method.manifest(_setup(config, modules, skeleton, task.head_parameters(skeleton)))
+    federation = config.federation
+    traffic = plan_traffic(manifest)
+    clients = federation.rounds * federation.cohort
+    ever = federation.clients * (1 - (1 - federation.cohort / federation.clients) ** federation.rounds)
+    return Plan(
+        config=config,
+        base_parameters=sum(p.numel() for p in skeleton.parameters()),
+        trained_parameters=_numbers(manifest, head=False),
+        trained_head_parameters=_numbers(manifest, head=True),
+        modules=modules,
+        traffic=traffic,
+        total_bytes=clients * (traffic.up + traffic.down) + round(ever) * traffic.once,
+        memory=estimate_memory(config, skeleton, manifest),
+        steps=clients * config.train.steps,
+        participations=federation.rounds * federation.cohort / federation.clients,
+        rows={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        holders=_holders(config, splits, shown),
+        guarantees=guarantees(config, method),
+    )
+
+
+def _setup(config: RunConfig, modules: Mapping[str, tuple[int, int]], skeleton: nn.Module, head: list[str]) -> Setup:
+    """What a strategy needs for its manifest: sizes; asking for values is a mistake in the strategy."""
+
+    def no_values(what: str) -> None:
+        raise StrategyError(f"a strategy's manifest must not depend on values, but this one asked for {what!r}")
+
+    shapes = {head_name(name): np.zeros(tuple(skeleton.get_parameter(name).shape), np.float32) for name in head}
+    return Setup(
+        modules=modules,
+        r=config.adapter.r,
+        scaling=config.adapter.s,
+        seed=config.seed,
+        head=shapes,
+        train_head=config.model.train_head,
+        weight=no_values,  # type: ignore[arg-type]
+        gradient=no_values,  # type: ignore[arg-type]
+    )
+
+
+def plan_traffic(manifest: Manifest) -> Traffic:
+    """The bytes that will be counted on the wire, from the manifest."""
+
+    def count(names: list[str], *, head: bool) -> int:
+        specs = [manifest.tensors[name] for name in names]
+        return predicted_bytes(spec for spec in specs if head <= (spec.role is Role.HEAD))
+
+    down, up = manifest.names(Delivery.ROUND), manifest.uploaded()
+    return Traffic(
+        up=count(up, head=False),
+        up_head=count(up, head=True),
+        down=count(down, head=False),
+        down_head=count(down, head=True),
+        once=count(manifest.names(Delivery.ONCE, Delivery.LOCAL), head=False),
+    )
+
+
+def _numbers(manifest: Manifest, *, head: bool) -> int:
+    specs = (spec for spec in manifest.tensors.values() if spec.trained)
+    return sum(math.prod(spec.shape) for spec in specs if (spec.role is Role.HEAD) == head)
+
+
+def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) -> Memory:
+    """An upper estimate for full-length batches.
+
+    Activations by Korthikanti et al. (arXiv 2205.05198, eq. 1): s·b·h·(34 + 5·a·s/h) bytes a layer in 16 bits, here
+    in 32; s tokens, b records, h the width, a the heads. The logits come on top.
+    """
+    shape = skeleton.config
+    tokens, records = _tokens(config, shape), config.train.batch
+    width, heads, layers = shape.hidden_size, shape.num_attention_heads, shape.num_hidden_layers
+    layer = 2 * tokens * records * width * (34 + 5 * heads * tokens / width)
+    outputs = getattr(shape, "vocab_size", 0) if config.task.name == "causal_lm" else 0
+    trained = sum(spec.nbytes for spec in manifest.tensors.values() if spec.trained)
+    copies = 2 + OPTIMIZER_COPIES[config.train.optimizer] + (config.train.momentum > 0)
+    frozen = sum(spec.nbytes for spec in manifest.tensors.values() if not spec.trained)
+    return Memory(
+        base=sum(p.numel() * p.element_size() for p in skeleton.parameters()),
+        adapter=frozen + copies * trained,
+        activations=int(layers * layer + 3 * 4 * tokens * records * outputs),
+    )
+
+
+def _tokens(config: RunConfig, shape: object) -> int:
+    if config.task.name == "image_classification":
+        return int((getattr(shape, "image_size") // getattr(shape, "patch_size")) ** 2 + 1)  # noqa: B009
+    return config.task.max_length
+
+
+def _holders(config: RunConfig, splits: Splits, shown: int) -> PartitionTable:
+    federation = config.federation
+    partition = make_partition(splits.train, config.data.partition, federation.clients, config.seed)
+    column = None if splits.labels is None else np.asarray(splits.train["label"], dtype=np.int64)
+    return describe(partition, column, splits.labels, shown)

@@ -1,0 +1,57 @@
+"""Whatever dies, whenever: a resumed run leaves the bits of an unbroken one."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedlora.config.schema import RunConfig
+from tests.tiny import tiny_config
+
+LIVES = Path(__file__).with_name("lives.py")
+ROOT = Path(__file__).parents[2]
+
+
+def run_lives(folder: Path, config: RunConfig, *how: str, path: Path | None = None) -> str:
+    text = folder / "config.json"
+    text.write_text(config.model_dump_json())
+    places = [str(ROOT), *([str(path)] if path else [])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(LIVES), str(folder), str(text), *how]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    print(done.stdout)  # the seed and the moments, for whoever reads a failure
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def config(tiny_bert: Path, tiny_text_csv: Path) -> RunConfig:
+    return tiny_config(tiny_bert, tiny_text_csv, federation={"rounds": 3})
+
+
+def with_strategy(config: RunConfig, name: str) -> RunConfig:
+    return config.model_copy(update={"strategy": config.strategy.model_copy(update={"name": name})})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["lora_fair", "fed_sb"])
+def test_killed_at_each_named_step_of_a_checkpoint(tmp_path: Path, config: RunConfig, strategy: str) -> None:
+    said = run_lives(tmp_path, with_strategy(config, strategy), "steps")
+    assert said.count("same bits") == 6 * 3
+
+
+@pytest.mark.slow
+def test_killed_at_each_step_while_clients_keep_tensors_of_their_own(
+    tmp_path: Path, config: RunConfig, example_package: Path
+) -> None:
+    said = run_lives(tmp_path, with_strategy(config, "fedsa_lora"), "steps", path=example_package)
+    assert said.count("same bits") == 6 * 3
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path: Path, config: RunConfig) -> None:
+    said = run_lives(tmp_path, config, "random", str(time.time_ns() % 10**9), "20")
+    assert said.count("same bits") == 20
