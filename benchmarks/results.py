@@ -1,26 +1,33 @@
 """Makes `docs/results.md`: four strategies on TREC-6, at equal rank and at equal bytes, on even and on skewed clients.
 
-    python -m benchmarks.results                 # everything that is not in the store yet, then the page
+    python -m benchmarks.results                 # every run that was not made yet, then the page
     python -m benchmarks.results --page-only     # the page, from the runs that are there
     python -m benchmarks.results --quickstart    # only the default experiment, seeds 0 to 2
 
 For each cell the learning rate is the best of one grid, the same for all, on the validation split with a seed of its
 own; then five seeds run with it, whose partitions are the same for every strategy. The test split is read once a run,
-after its last round, and chooses nothing. Runs are kept in a run store, so the command goes on where it stopped.
+after its last round, and chooses nothing. The figures of finished runs are kept in `docs/results.jsonl`, so the command
+goes on where it stopped.
 """
 
 import argparse
 import json
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedlora.server.records import RunHistory
 
 STRATEGIES = ("fedavg", "ffa_lora", "lora_fair", "fed_sb")
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = range(5)
+QUICK = "dirichlet-0.5"
+RUNS = Path("docs/results.jsonl")
 SEARCH_SEED = 1000
 PARTITIONS = {
     "iid": ("data/partition=iid",),
@@ -44,17 +51,18 @@ class Cell:
     strategy: str
     rank: int
     partition: str
+    scaling: float | None  # None: the strategy's own
 
     def overrides(self, lr: float, seed: int) -> list[str]:
         """The experiment as Hydra overrides."""
         return [
             f"strategy={self.strategy}",
             f"adapter.r={self.rank}",
-            f"adapter.scaling={SCALING}",
+            *([] if self.scaling is None else [f"adapter.scaling={self.scaling}"]),
             f"train.lr={lr}",
             f"seed={seed}",
             "train.threads=1",
-            "train.matmul=medium",
+            "eval.every=12",
             f"eval.test={'false' if seed == SEARCH_SEED else 'true'}",
             f"name={self.run_name(lr, seed)}",
             *PARTITIONS[self.partition],
@@ -62,7 +70,8 @@ class Cell:
 
     def run_name(self, lr: float, seed: int) -> str:
         """The run's name in the store."""
-        return f"{self.partition}-{self.strategy}-r{self.rank}-lr{lr:g}-s{seed}"
+        scaling = "" if self.scaling is None else f"-x{self.scaling:g}"
+        return f"{self.partition}-{self.strategy}-r{self.rank}{scaling}-lr{lr:g}-s{seed}"
 
 
 @dataclass(frozen=True)
@@ -79,56 +88,56 @@ class Job:
         return self.cell.run_name(self.lr, self.seed)
 
 
-def run_job(job: Job, store: str) -> str:
-    """Makes one run, in a process of its own pool. Returns its name."""
+def run_job(job: Job, store: str) -> dict[str, Any]:
+    """Makes one run, in a process of a pool, and returns its figures."""
     from fedlora.config.compose import compose
     from fedlora.simulations.simulate import Watch, run
 
-    run(compose([*job.cell.overrides(job.lr, job.seed), f"store={store}"]), Watch())
-    return job.name
+    history = run(compose([*job.cell.overrides(job.lr, job.seed), f"store={store}"]), Watch())
+    return {"name": job.name, **figures(history)}
 
 
-def finished(store: Path) -> dict[str, dict[str, object]]:
-    """The figures of each finished run in the store, by name."""
-    from fedlora.server.records import RunStatus
-    from fedlora.server.store import RunStore
-
-    opened = RunStore.open(store)
-    runs = [info for info in opened.list() if info.status is RunStatus.FINISHED]
-    return {info.name: figures(opened.history(info)) for info in runs}
-
-
-def figures(history: object) -> dict[str, object]:
+def figures(history: "RunHistory") -> dict[str, Any]:
     """What the page needs of one run."""
-    rounds = history.rounds  # type: ignore[attr-defined]
-    last, errors = rounds[-1], [r.metrics["aggregation_error"] for r in rounds[1:]]
-    trained = rounds[1:]
+    trained = history.rounds[1:]
+    last = trained[-1]
     return {
         "validation": last.metrics["validation_accuracy"],
-        "test": history.run.summary.get("test_accuracy"),  # type: ignore[attr-defined]
-        "curve": [r.metrics["validation_accuracy"] for r in rounds],
+        "test": history.run.summary.get("test_accuracy"),
         "up": sum(r.bytes_up - r.bytes_up_head for r in trained) / len(trained),
         "head_up": sum(r.bytes_up_head for r in trained) / len(trained),
-        "once": sum(r.bytes_once for r in rounds),
-        "error": sum(errors) / len(errors),
-        "seconds": sum(r.seconds for r in rounds),
+        "once": sum(r.bytes_once for r in history.rounds),
+        "error": sum(r.metrics["aggregation_error"] for r in trained) / len(trained),
+        "seconds": sum(r.seconds for r in trained),
     }
 
 
+def read_runs() -> dict[str, dict[str, Any]]:
+    """The figures of each run that was made, by name."""
+    lines = RUNS.read_text().splitlines() if RUNS.exists() else []
+    return {found["name"]: found for found in map(json.loads, lines)}
+
+
 def make(jobs: Iterable[Job], store: Path, processes: int) -> None:
-    """Makes the runs that the store does not have, `processes` at a time, one thread each."""
-    have = finished(store)
+    """Makes the runs that are missing, `processes` at a time, one thread each, and notes the figures of each."""
+    have = read_runs()
     todo = [job for job in dict.fromkeys(jobs) if job.name not in have]
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run_job, job, str(store)) for job in todo]
-        for number, future in enumerate(futures, 1):
-            print(f"[{number}/{len(todo)}] {future.result()}", flush=True)
+        for number, future in enumerate(as_completed(futures), 1):
+            found = future.result()
+            with RUNS.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+            print(
+                f"[{number}/{len(todo)}] {found['name']}: {found['validation']:.3f} in {found['seconds']:.0f} s",
+                flush=True,
+            )
 
 
-def best_rates(cells: Sequence[Cell], store: Path) -> dict[Cell, float]:
+def best_rates(cells: Sequence[Cell]) -> dict[Cell, float]:
     """The learning rate of each cell with the best validation accuracy after the last round (the lower, if equal)."""
-    have = finished(store)
+    have = read_runs()
     return {
         cell: max(GRID, key=lambda lr, cell=cell: (have[cell.run_name(lr, SEARCH_SEED)]["validation"], -lr))  # type: ignore[misc]
         for cell in cells
@@ -137,47 +146,46 @@ def best_rates(cells: Sequence[Cell], store: Path) -> dict[Cell, float]:
 
 def cells_of(budgets: Iterable[str], partitions: Iterable[str]) -> list[Cell]:
     """All cells, those that two budgets share once."""
-    cells = [Cell(s, RANKS[b][s], p) for b in budgets for p in partitions for s in STRATEGIES]
+    scalings = dict.fromkeys(RANKS, SCALING) | {"defaults": None}
+    cells = [Cell(s, RANKS[b][s], p, scalings[b]) for b in budgets for p in partitions for s in STRATEGIES]
     return list(dict.fromkeys(cells))
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("runs/results"))
+    parser.add_argument("--store", type=Path, default=Path("runs/results"), help="where the runs themselves go")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--page-only", action="store_true")
     parser.add_argument("--quickstart", action="store_true")
     asked = parser.parse_args()
-    quick = cells_of(["defaults"], ["dirichlet-0.5"])
+    quick = cells_of(["defaults"], [QUICK])
     grid = [] if asked.quickstart else cells_of(["equal-rank", "equal-bytes"], ["iid", "dirichlet-0.1"])
     if not asked.page_only:
         cells = quick + grid
         make((Job(cell, lr, SEARCH_SEED) for cell in cells for lr in GRID), asked.store, asked.processes)
-        rates = best_rates(cells, asked.store)
-        seeds = {cell: range(3) if cell in quick else SEEDS for cell in cells}
-        make((Job(c, rates[c], s) for c in cells for s in seeds[c]), asked.store, asked.processes)
+        rates = best_rates(cells)
+        make((Job(c, rates[c], s) for c in cells for s in seeds_of(c)), asked.store, asked.processes)
     from benchmarks.results_page import write_page
 
-    data = {
-        "quickstart": collect(quick, range(3), asked.store),
-        "grid": collect(grid, SEEDS, asked.store),
-    }
-    Path("docs/results.json").write_text(json.dumps(data, indent=1) + "\n")
-    write_page(data, Path("docs/results.md"))
+    write_page(collect(quick), collect(grid), Path("docs/results.md"))
 
 
-def collect(cells: Sequence[Cell], seeds: Iterable[int], store: Path) -> list[dict[str, object]]:
+def seeds_of(cell: Cell) -> Iterable[int]:
+    """The default experiment has three seeds, the comparison five."""
+    return range(3) if cell.partition == QUICK else SEEDS
+
+
+def collect(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """The figures of each cell's seeds at its best learning rate."""
-    have, rates, seeds = finished(store), best_rates(cells, store), list(seeds)
+    have, rates = read_runs(), best_rates(cells)
     return [
         {
             "strategy": cell.strategy,
             "rank": cell.rank,
             "partition": cell.partition,
             "lr": rates[cell],
-            "search": {f"{lr:g}": have[cell.run_name(lr, SEARCH_SEED)]["validation"] for lr in GRID},
-            "runs": [have[cell.run_name(rates[cell], seed)] for seed in seeds],
+            "runs": [have[cell.run_name(rates[cell], seed)] for seed in seeds_of(cell)],
         }
         for cell in cells
     ]

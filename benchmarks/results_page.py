@@ -29,50 +29,52 @@ Made by one command, which goes on where it stopped:
 {command}
 ```
 
-MiniLM-L6 (22.7M parameters) on TREC-6 questions, de-duplicated before the split; 10 clients, 5 a round, 12 rounds of 10
-steps of 16, AdamW, learning rate falling linearly over the rounds, s = 2 for every strategy, the head (2,310 numbers)
-trained and averaged by all. One thread a run, two runs at a time, float32 (`train.matmul=medium`; on this CPU the product
-stays exact to float32, see `docs/reference-machine.md`).
+MiniLM-L6 (22.7M parameters) on TREC-6 questions, de-duplicated before the split; 10 clients, 5 a round, 12 rounds of
+10 steps of 16, AdamW, learning rate falling linearly over the rounds, the head (2,310 numbers) trained and averaged by
+all. In the comparison s = 2 for every strategy; the quick start has each strategy's own. Float32 throughout.
 
-For every cell the learning rate is the best of {grid} on the **validation** split with a seed of its own ({search}). The
-**test** split is read once a run, after its last round, and chooses nothing. Partitions are drawn from the seed alone, so
-the five runs of one strategy meet the same clients as the five of another. Numbers are means ± standard deviations over
-the seeds; *a tie* means a difference under two standard deviations (of the pooled runs). Bytes are counted on the
-serialised tensors, as sent by the five clients of a round; the aggregation error is ‖ΔW* − B̄Ā‖/‖ΔW*‖, averaged over
-the rounds. Seconds are of one run on one core, with another run on the other core.
+For every cell the learning rate is the best of {grid} on the **validation** split with a seed of its own
+({search}). The **test** split is read once a run, after its last round, and chooses nothing. Partitions are drawn from
+the seed alone, so the runs of one strategy meet the same clients as those of another. Numbers are means ± standard
+deviations over the seeds; *a tie* means a difference under two (pooled) standard deviations. Bytes are counted on
+the serialised tensors that the five clients of a round send; the aggregation error is ‖ΔW* − B̄Ā‖/‖ΔW*‖, averaged over
+the rounds. Seconds are of one run on one core, while other work ran on the machine: an order of magnitude.
 
 {machine}
 """
 
 
-def write_page(data: dict[str, Any], path: Path) -> None:
-    """Writes the page to `path`."""
+Cells = Sequence[dict[str, Any]]
+
+
+def write_page(quick: Cells, grid: Cells, path: Path) -> None:
+    """Writes the page to `path`; an empty `grid` leaves the comparison out."""
     machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     from benchmarks.results import GRID, SEARCH_SEED
 
-    grid = ", ".join(f"{lr:g}" for lr in GRID)
+    rates = ", ".join(f"{lr:g}" for lr in GRID)
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    parts = [INTRO.format(command=COMMAND, grid=grid, search=SEARCH_SEED, machine=f"{date}: {machine}.")]
-    parts += _quickstart(data["quickstart"])
-    for title, ranks in BUDGETS.items() if data["grid"] else ():
+    parts = [INTRO.format(command=COMMAND, grid=rates, search=SEARCH_SEED, machine=f"{date}: {machine}.")]
+    parts += _quickstart(quick)
+    for title, ranks in BUDGETS.items() if grid else ():
         parts.append(f"## {title}\n")
         for partition, name in PARTITIONS.items():
-            cells = [_cell(data["grid"], strategy, rank, partition) for strategy, rank in ranks.items()]
+            cells = [_cell(grid, strategy, rank, partition) for strategy, rank in ranks.items()]
             parts += [f"### {name}\n", _table(cells), _verdict(cells)]
     path.write_text("\n".join(parts).rstrip() + "\n")
 
 
-def _quickstart(cells: Sequence[dict[str, Any]]) -> list[str]:
+def _quickstart(cells: Cells) -> list[str]:
     title = "## The quick start: each strategy at its default rank, Dirichlet(0.5), seeds 0 to 2\n"
     return [title, _table(cells), _verdict(cells)] if cells else []
 
 
-def _cell(cells: Sequence[dict[str, Any]], strategy: str, rank: int, partition: str) -> dict[str, Any]:
+def _cell(cells: Cells, strategy: str, rank: int, partition: str) -> dict[str, Any]:
     wanted = (strategy, rank, partition)
     return next(cell for cell in cells if (cell["strategy"], cell["rank"], cell["partition"]) == wanted)
 
 
-def _table(cells: Sequence[dict[str, Any]]) -> str:
+def _table(cells: Cells) -> str:
     return "\n".join([HEAD, *map(_row, cells), ""])
 
 
@@ -99,7 +101,7 @@ def accuracy_of(cell: dict[str, Any]) -> Summary:
     return Summary.of([run["test"] for run in cell["runs"]])
 
 
-def _verdict(cells: Sequence[dict[str, Any]]) -> str:
+def _verdict(cells: Cells) -> str:
     """Which differences from the best are more than chance."""
     ranked = sorted(cells, key=lambda cell: -accuracy_of(cell).mean)
     best = ranked[0]

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
-import typer
 
-from fedlora.cli.app import make_app
+from fedlora.cli.app import make_command
 from fedlora.cli.crash import write_crash_log
 from fedlora.cli.output import emit_json, stderr
 from fedlora.errors import ConfigError, ExitCode, FedloraError
@@ -22,8 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the command line `arguments` and returns its exit code. With `--json`, errors are JSON on stdout."""
     as_json = "--json" in arguments
     try:
-        command = typer.main.get_command(make_app())
-        code = command.main(list(arguments), prog_name="fedlora", standalone_mode=False)
+        code = make_command().main(list(arguments), prog_name="fedlora", standalone_mode=False)
     except FedloraError as error:
         return _failed(error, error.exit_code, as_json)
     except click.ClickException as error:

@@ -1,10 +1,12 @@
 """The command line: one module a command, each with a `register`. Nothing heavy is imported before a command runs."""
 
-from typing import Annotated
+import inspect
+from typing import Annotated, get_args, get_type_hints
 
 import click
 import typer
 from typer.core import TyperGroup
+from typer.models import ArgumentInfo
 
 import fedlora
 from fedlora.cli import doctor, export, ls, plan, report, runs, simulate, validate
@@ -34,6 +36,24 @@ def make_app() -> typer.Typer:
     for module in COMMANDS:
         module.register(app)
     return app
+
+
+def make_command() -> click.Command:
+    """The application as one click command, ready to be called or described."""
+    command = typer.main.get_command(make_app())
+    _restore_help(command)
+    return command
+
+
+def _restore_help(command: click.Command) -> None:
+    """Gives the arguments their help back: click 8.5 writes None over what typer 0.20 has noted there."""
+    for member in command.commands.values() if isinstance(command, click.Group) else ():
+        _restore_help(member)
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
+    hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True) if command.callback else {}
+    for argument in arguments:
+        declared = [part for part in get_args(hints.get(str(argument.name))) if isinstance(part, ArgumentInfo)]
+        argument.help = declared[0].help if declared else argument.help
 
 
 def _show_version(asked: bool) -> None:

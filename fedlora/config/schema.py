@@ -137,6 +137,10 @@ class TrainConfig(Section):
     )
     clip_norm: float | None = Field(None, gt=0, description="bound on the norm of each step's gradient; null: none")
     threads: int | None = Field(None, ge=1, description="torch threads; null: one a core. Same bits need the same")
+    packing: bool = Field(
+        True,
+        description="pack short texts into shared rows where that is exact (BERT with the mean head): less padding",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
     matmul: Literal["highest", "high", "medium"] = Field(
         "highest", description="torch's float32 matmul precision; below highest some hardware rounds to bf16 or tf32"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -148,7 +149,7 @@ def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) 
     Activations by Korthikanti et al. (arXiv 2205.05198, eq. 1): s·b·h·(34 + 5·a·s/h) bytes a layer in 16 bits, here
     in 32; s tokens, b records, h the width, a the heads. The logits come on top.
     """
-    shape = skeleton.config
+    shape: Any = skeleton.config
     tokens, records = _tokens(config, shape), config.train.batch
     width, heads, layers = shape.hidden_size, shape.num_attention_heads, shape.num_hidden_layers
     layer = 2 * tokens * records * width * (34 + 5 * heads * tokens / width)
@@ -163,9 +164,9 @@ def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) 
     )
 
 
-def _tokens(config: RunConfig, shape: object) -> int:
+def _tokens(config: RunConfig, shape: Any) -> int:
     if config.task.name == "image_classification":
-        return int((getattr(shape, "image_size") // getattr(shape, "patch_size")) ** 2 + 1)  # noqa: B009
+        return int((shape.image_size // shape.patch_size) ** 2 + 1)
     return config.task.max_length
 
 

@@ -16,7 +16,11 @@ class Encoded(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """The rows as one batch of tensors on the CPU, padded to the longest of them."""
+        """The rows as one batch of tensors on the CPU, padded to the longest of them: row i is record i."""
+        ...
+
+    def compact(self, rows: Sequence[int]) -> Batch:
+        """The same records for `Task.losses`, with less padding where the task can; a row need not be a record."""
         ...
 
 

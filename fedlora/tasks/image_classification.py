@@ -47,6 +47,10 @@ class ImageRows:
             "labels": torch.from_numpy(self.labels[picked]),
         }
 
+    def compact(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The same as `batch`."""
+        return self.batch(rows)
+
 
 @dataclass
 class ImageClassification:

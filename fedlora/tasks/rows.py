@@ -63,6 +63,10 @@ class TokenRows:
         picked = np.asarray(rows, np.int64)
         return batch | {name: torch.from_numpy(values[picked]) for name, values in self.scalars.items()}
 
+    def compact(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The same as `batch`."""
+        return self.batch(rows)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row: evaluation puts rows of like length into one batch."""
@@ -70,7 +74,8 @@ class TokenRows:
         return lengths
 
     def _mask(self, rows: Sequence[int]) -> Tensor:
-        lengths = self.lengths[np.asarray(rows, np.int64)]
+        offsets, picked = self.columns["input_ids"].offsets, np.asarray(rows, np.int64)
+        lengths = offsets[picked + 1] - offsets[picked]
         return torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
 
 

@@ -22,10 +22,11 @@ from fedlora.tasks.cards import TEXT_INPUTS, Recipe, card
 from fedlora.tasks.classification import record_losses, record_metrics
 from fedlora.tasks.heads import head_parameters
 from fedlora.tasks.loading import ModelLoader, make_loader, require_labels
+from fedlora.tasks.packing import MEMBERSHIP, PACKABLE, PackedTokenRows
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, class_ids, require_columns, texts
 from fedlora.tasks.tokenizer import load_tokenizer, require_length
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class TextClassification:
     head: TextHead
     labels: tuple[str, ...]
     max_length: int
+    packing: bool = False
     name: str = "text_classification"
 
     @property
@@ -104,7 +106,8 @@ class TextClassification:
             encoded = self._tokenise(start, chunk, pair)
             for name in names:
                 collected[name] += [np.asarray(ids, np.int32) for ids in encoded[name]]
-        return TokenRows(
+        kind = PackedTokenRows if self.packing else TokenRows
+        return kind(
             columns={name: Ragged.of(ids) for name, ids in collected.items()},
             fills={"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id},
             scalars={"labels": class_ids(rows, self.labels)},
@@ -118,7 +121,11 @@ class TextClassification:
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        return self.head.pool(model(**inputs).logits, batch["attention_mask"])
+        logits = model(**inputs).logits
+        if MEMBERSHIP in batch:
+            mean: Tensor = batch[MEMBERSHIP] @ logits.flatten(0, 1)
+            return mean
+        return self.head.pool(logits, batch["attention_mask"])
 
     def card(self) -> Mapping[str, Any]:
         return card(
@@ -158,4 +165,5 @@ def make(config: RunConfig, labels: tuple[str, ...] | None) -> TextClassificatio
     loader = make_loader(config, head.auto, named)
     tokenizer = load_tokenizer(config.model)
     require_length(config.model, tokenizer, loader.config, config.task.max_length)
-    return TextClassification(loader, tokenizer, head, named, config.task.max_length)
+    packing = config.train.packing and config.model.head == "mean" and loader.config.model_type in PACKABLE
+    return TextClassification(loader, tokenizer, head, named, config.task.max_length, packing)

@@ -82,7 +82,7 @@ def train_client(
     losses = []
     with adapted.training(), seeded_torch(torch_seed(seed, "dropout", client, round_number), adapted.device):
         for number, part in enumerate(islice(batches(rows, config.batch, where), config.steps), start=1):
-            loss = take(adapted.model, task, move(encoded.batch(part), adapted.device), optimizer)
+            loss = take(adapted.model, task, move(encoded.compact(part), adapted.device), optimizer)
             losses.append(_finite(loss, number, where))
     _check_trained(adapted, names, where)
     return LocalResult(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.utils.deterministic
 
 from fedlora.config.schema import TrainConfig
 from fedlora.errors import RunError
@@ -32,6 +33,7 @@ def torch_settings(config: TrainConfig) -> Iterator[torch.device]:
     """
     device = resolve_device(config)
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
@@ -39,11 +41,14 @@ def torch_settings(config: TrainConfig) -> Iterator[torch.device]:
             torch.set_num_threads(config.threads)
         torch.set_float32_matmul_precision(config.matmul)
         torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+        # It would fill every new tensor with NaN, for code that reads what it never wrote: a tenth of a small step.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         yield device
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_the_first_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("simulate", "validate", "doctor", "ls", "runs", "export", "merge", "report"):
+    for command in ("simulate", "validate", "plan", "doctor", "ls", "runs", "export", "merge", "report"):
         assert f"\n  {command} " in text
 
 
