@@ -20,6 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results_page import write_page
+
 if TYPE_CHECKING:
     from fedlora.server.records import RunHistory
 
@@ -166,9 +168,8 @@ def main() -> None:
         make((Job(cell, lr, SEARCH_SEED) for cell in cells for lr in GRID), asked.store, asked.processes)
         rates = best_rates(cells)
         make((Job(c, rates[c], s) for c in cells for s in seeds_of(c)), asked.store, asked.processes)
-    from benchmarks.results_page import write_page
-
-    write_page(collect(quick), collect(grid), Path("docs/results.md"))
+    search = ", ".join(f"{lr:g}" for lr in GRID)
+    write_page(collect(quick), collect(grid), Path("docs/results.md"), search)
 
 
 def seeds_of(cell: Cell) -> Iterable[int]:

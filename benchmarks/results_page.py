@@ -33,12 +33,12 @@ MiniLM-L6 (22.7M parameters) on TREC-6 questions, de-duplicated before the split
 10 steps of 16, AdamW, learning rate falling linearly over the rounds, the head (2,310 numbers) trained and averaged by
 all. In the comparison s = 2 for every strategy; the quick start has each strategy's own. Float32 throughout.
 
-For every cell the learning rate is the best of {grid} on the **validation** split with a seed of its own
-({search}). The **test** split is read once a run, after its last round, and chooses nothing. Partitions are drawn from
-the seed alone, so the runs of one strategy meet the same clients as those of another. Numbers are means ± standard
+For every cell the learning rate is the best of {search} on the **validation** split with a seed of its own. The
+**test** split is read once a run, after its last round, and chooses nothing. Partitions are drawn from the seed
+alone, so the runs of one strategy meet the same clients as those of another. Numbers are means ± standard
 deviations over the seeds; *a tie* means a difference under two (pooled) standard deviations. Bytes are counted on
-the serialised tensors that the five clients of a round send; the aggregation error is ‖ΔW* − B̄Ā‖/‖ΔW*‖, averaged over
-the rounds. Seconds are of one run on one core, while other work ran on the machine: an order of magnitude.
+the serialised tensors that the five clients of a round send; the aggregation error is ‖ΔW* − B̄Ā‖/‖ΔW*‖, averaged
+over the rounds. Seconds are of one run on one core, while other work ran on the machine: an order of magnitude.
 
 {machine}
 """
@@ -47,14 +47,14 @@ the rounds. Seconds are of one run on one core, while other work ran on the mach
 Cells = Sequence[dict[str, Any]]
 
 
-def write_page(quick: Cells, grid: Cells, path: Path) -> None:
-    """Writes the page to `path`; an empty `grid` leaves the comparison out."""
-    machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-    from benchmarks.results import GRID, SEARCH_SEED
+def write_page(quick: Cells, grid: Cells, path: Path, search: str) -> None:
+    """Writes the page to `path`; an empty `grid` leaves the comparison out.
 
-    rates = ", ".join(f"{lr:g}" for lr in GRID)
+    search: the learning rates that were tried, as words.
+    """
+    machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    parts = [INTRO.format(command=COMMAND, grid=rates, search=SEARCH_SEED, machine=f"{date}: {machine}.")]
+    parts = [INTRO.format(command=COMMAND, search=search, machine=f"{date}: {machine}.")]
     parts += _quickstart(quick)
     for title, ranks in BUDGETS.items() if grid else ():
         parts.append(f"## {title}\n")

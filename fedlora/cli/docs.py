@@ -31,7 +31,7 @@ _NOTES: Mapping[str, str] = {
     "simulate": """\
 `fedlora simulate --help` also lists the config groups, the common keys and Hydra's flags. With `--resume`, only
 `federation.rounds` and `store` may be set. [research.md](research.md) goes by task.""",
-    "validate": "Loads no model and reads no data. A mistake that only the data or the model can show is found by `plan`.",
+    "validate": "Loads no model and reads no data: what only those can show to be wrong, `plan` finds.",
     "plan": "[research.md](research.md#look-before-you-run) says what each figure means.",
 }
 

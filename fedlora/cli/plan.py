@@ -66,8 +66,8 @@ def _show(plan: "Plan", console: Console) -> None:
         "base model": f"{plan.config.model.name}, {plan.base_parameters:,} parameters, frozen",
         "trained": f"{plan.trained_parameters:,} in {len(plan.modules)} modules ({share:.2%} of the base)"
         f" and {plan.trained_head_parameters:,} in the head",
-        "up, a client and round": f"{size(traffic.up)} adapter, {size(traffic.up_head)} head",
-        "down, a client and round": f"{size(traffic.down)} adapter, {size(traffic.down_head)} head",
+        "up, a client and round": f"{size(traffic.up - traffic.up_head)} adapter, {size(traffic.up_head)} head",
+        "down, a client and round": f"{size(traffic.down - traffic.down_head)} adapter, {size(traffic.down_head)} head",
         "sent once": once,
         "in all": f"{size(plan.total_bytes)} over {federation.rounds} rounds of {federation.cohort} clients",
         "steps": f"{plan.steps:,} of {plan.config.train.batch} records; each client takes part in"

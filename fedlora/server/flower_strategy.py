@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
-from fedlora.adapters.aggregation_error import AggregationError, MeasuredError
+from fedlora.server.aggregation_error import AggregationError, MeasuredError
 from fedlora.adapters.manifest import Role, tensors_digest
 from fedlora.config.schema import RunConfig
 from fedlora.errors import RunError

@@ -28,7 +28,10 @@ OPTIMIZER_COPIES = {"adamw": 2, "sgd": 0}
 
 @dataclass(frozen=True)
 class Traffic:
-    """Serialised bytes of one client in one round, the head's apart; `once` is sent to each client the first time."""
+    """Serialised bytes of one client in one round.
+
+    up, down: all of it; up_head, down_head: the head's share of that; once: sent to each client the first time, on top.
+    """
 
     up: int
     up_head: int
@@ -124,17 +127,17 @@ def _setup(config: RunConfig, modules: Mapping[str, tuple[int, int]], skeleton: 
 def plan_traffic(manifest: Manifest) -> Traffic:
     """The bytes that will be counted on the wire, from the manifest."""
 
-    def count(names: list[str], *, head: bool) -> int:
+    def count(names: list[str], *roles: Role) -> int:
         specs = [manifest.tensors[name] for name in names]
-        return predicted_bytes(spec for spec in specs if head <= (spec.role is Role.HEAD))
+        return predicted_bytes(spec for spec in specs if spec.role in roles)
 
     down, up = manifest.names(Delivery.ROUND), manifest.uploaded()
     return Traffic(
-        up=count(up, head=False),
-        up_head=count(up, head=True),
-        down=count(down, head=False),
-        down_head=count(down, head=True),
-        once=count(manifest.names(Delivery.ONCE, Delivery.LOCAL), head=False),
+        up=count(up, *Role),
+        up_head=count(up, Role.HEAD),
+        down=count(down, *Role),
+        down_head=count(down, Role.HEAD),
+        once=count(manifest.names(Delivery.ONCE, Delivery.LOCAL), *Role),
     )
 
 

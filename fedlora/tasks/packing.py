@@ -1,8 +1,9 @@
 """Several short texts in one row, without padding and without seeing each other.
 
-A training batch of questions is nearly half padding. Packed, its texts lie one behind the other in few rows of about equal
-length; a block-diagonal attention mask keeps each to itself, and position ids start anew with each. Every linear layer then
-computes real tokens almost alone. The result is the padded one up to rounding (held by a test, also for the gradients).
+A training batch of questions is nearly half padding. Packed, its texts lie one behind the other in few rows of about
+equal length; a block-diagonal attention mask keeps each to itself, and position ids start anew with each. Every linear
+layer then computes real tokens almost alone. The result is the padded one up to rounding (a test holds it, for the
+gradients too).
 
 It needs a model that takes position ids and a ready-made attention mask: PACKABLE lists the architectures that were
 checked. A record is no longer a row of the batch, so per-record gradients (DP-SGD) must use padded batches.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlora.adapters.aggregation_error import AggregationError
+from fedlora.server.aggregation_error import AggregationError
 from fedlora.adapters.manifest import Delivery
 from fedlora.strategies.base import Strategy, global_tensors, keeps_client_state
 from fedlora.strategies.registry import get, strategies

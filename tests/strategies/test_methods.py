@@ -194,7 +194,7 @@ def test_defaults_are_dotted_keys_of_the_schema_and_fit_a_factor_role(strategy: 
 
 def test_strategies_load_nothing_heavy() -> None:
     code = (
-        "import sys, fedlora.strategies.registry, fedlora.adapters.aggregation_error;"
+        "import sys, fedlora.strategies.registry, fedlora.server.aggregation_error;"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'flwr'} & set(sys.modules); sys.exit(str(heavy or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora.adapters.aggregation_error import SKETCH_COLUMNS, AggregationError, MeasuredError
+from fedlora.server.aggregation_error import SKETCH_COLUMNS, AggregationError, MeasuredError
 from fedlora.adapters.manifest import Delivery
 from fedlora.errors import StrategyError
 from fedlora.strategies.base import State, Strategy, Update
