@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo, RunStatus
+from fedlora.words import bytes_text
 
 if TYPE_CHECKING:
     from fedlora.server.store import RunStore, Traffic
 
 INTERRUPTED = "interrupted"
+DEFAULT_STORE = Path("runs")
 _PIPE_WIDTH = 200  # columns where the output is no terminal: nothing is cut that a script could look for
 _MOST = 100  # rows of a table of clients; runs may have thousands
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", INTERRUPTED: "yellow"}
@@ -36,11 +38,9 @@ def register(app: typer.Typer) -> None:
 
 
 @runs_app.command("ls")
-def list_runs(store: StoreOption = Path("runs"), as_json: JsonOption = False) -> None:
+def list_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs, newest first."""
-    with _open(store) as opened:
-        runs = [(run, status_of(opened, run)) for run in opened.list()]
-        traffic = opened.traffic()
+    runs, traffic = _listing(store)
     if as_json:
         typer.echo(_json([_listed(run, status, traffic) for run, status in runs]))
         return
@@ -52,7 +52,7 @@ def list_runs(store: StoreOption = Path("runs"), as_json: JsonOption = False) ->
 
 
 @runs_app.command("show")
-def show_run(run: RunArgument, store: StoreOption = Path("runs"), as_json: JsonOption = False) -> None:
+def show_run(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one run: its outcome, rounds, roster, paths and configuration."""
     with _open(store) as opened:
         history = opened.history(opened.find(run))
@@ -77,15 +77,6 @@ def accuracy_of(summary: Mapping[str, float]) -> float | None:
     return next((value for name, value in summary.items() if name.startswith("test_") and "accuracy" in name), None)
 
 
-def size_text(count: float) -> str:
-    """A number of bytes for people, e.g. 1.5 MB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def age_text(since: timedelta) -> str:
     """How long ago, in the largest fitting unit, e.g. 3 h."""
     seconds = max(0, int(since.total_seconds()))
@@ -96,6 +87,14 @@ def age_text(since: timedelta) -> str:
 def plain(text: str) -> Text:
     """Text that came from elsewhere (names, clients' reasons): no markup, no control characters for the terminal."""
     return Text("".join(char if char.isprintable() else "�" for char in text))
+
+
+def _listing(store: Path) -> "tuple[list[tuple[RunInfo, str]], Mapping[str, Traffic]]":
+    """The runs with their statuses, and what each carried; nothing where nobody has run anything yet."""
+    if store == DEFAULT_STORE and not store.exists():  # elsewhere a missing folder is rather a typing mistake
+        return [], {}
+    with _open(store) as opened:
+        return [(run, status_of(opened, run)) for run in opened.list()], opened.traffic()
 
 
 def _open(store: Path) -> "RunStore":
@@ -143,7 +142,7 @@ def _list_table(runs: Sequence[tuple[RunInfo, str]], traffic: Mapping[str, "Traf
         carried = traffic.get(run.id)
         sums = (carried.up, carried.down, carried.once) if carried else (0, 0, 0)
         words = (run.id, plain(run.name), plain(run.strategy), Text(status, style=_STYLES[status]))
-        figures = (f"{run.rounds_done}/{run.rounds}", _number(accuracy_of(run.summary)), *map(size_text, sums))
+        figures = (f"{run.rounds_done}/{run.rounds}", _number(accuracy_of(run.summary)), *map(bytes_text, sums))
         table.add_row(*words, *figures, age_text(now - run.created_at))
     return table
 
@@ -168,8 +167,8 @@ def _facts(history: RunHistory, status: str, traffic: Mapping[str, "Traffic"]) -
     if status == INTERRUPTED:
         yield Text("  " + _resume_hint(run), style="yellow")
     carried = traffic.get(run.id)
-    sent = f"{size_text(carried.up)} up, {size_text(carried.down)} down" if carried else "nothing yet"
-    once = f", {size_text(carried.once)} once" if carried and carried.once else ""
+    sent = f"{bytes_text(carried.up)} up, {bytes_text(carried.down)} down" if carried else "nothing yet"
+    once = f", {bytes_text(carried.once)} once" if carried and carried.once else ""
     ended = f", ended {run.finished_at:%Y-%m-%d %H:%M:%S}" if run.finished_at else ""
     yield plain(f"  strategy    {run.strategy}, seed {run.seed}" + (f", sweep {run.sweep}" if run.sweep else ""))
     yield Text(f"  rounds      {run.rounds_done} of {run.rounds} committed")
@@ -184,7 +183,7 @@ def _rounds_table(rounds: Sequence[RoundRecord]) -> Table:
     for record in rounds:
         figures = [_number(record.metrics.get(name)) for name in names]
         counted = sum(row.outcome is Outcome.REPORTED for row in record.roster)
-        sums = map(size_text, (record.bytes_up, record.bytes_down, record.bytes_once))
+        sums = map(bytes_text, (record.bytes_up, record.bytes_down, record.bytes_once))
         table.add_row(
             str(record.round), *figures, str(counted), str(len(record.roster)), *sums, f"{record.seconds:.1f}"
         )
@@ -203,7 +202,7 @@ def _clients(rounds: Sequence[RoundRecord]) -> Iterator[Text | Table]:
     table = _table("client", "asked", *map(str, outcomes), "up", "down")
     for client in sorted(up)[:_MOST]:
         each = [counts[client, outcome] for outcome in outcomes]
-        table.add_row(str(client), str(sum(each)), *map(str, each), size_text(up[client]), size_text(down[client]))
+        table.add_row(str(client), str(sum(each)), *map(str, each), bytes_text(up[client]), bytes_text(down[client]))
     if rows:
         yield _title("Clients", len(up))
         yield table

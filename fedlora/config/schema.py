@@ -136,7 +136,9 @@ class TrainConfig(Section):
         "linear", description="how the learning rate falls over the rounds (to 0 after the last)"
     )
     clip_norm: float | None = Field(None, gt=0, description="bound on the norm of each step's gradient; null: none")
-    threads: int | None = Field(None, ge=1, description="torch threads; null: one a core. Same bits need the same")
+    threads: int | None = Field(
+        None, ge=1, description="torch threads; null: OMP_NUM_THREADS or one a core. Same bits need the same"
+    )
     packing: bool = Field(
         True,
         description="pack short texts into shared rows where that is exact (BERT with the mean head): less padding",

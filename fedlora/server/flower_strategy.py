@@ -8,11 +8,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
-from fedlora.server.aggregation_error import AggregationError, MeasuredError
 from fedlora.adapters.manifest import Role, tensors_digest
 from fedlora.config.schema import RunConfig
 from fedlora.errors import RunError
 from fedlora.server.admission import Expected, Verdict, admit, refused
+from fedlora.server.aggregation_error import AggregationError, MeasuredError
 from fedlora.server.cohort import draw_cohort
 from fedlora.server.records import Outcome, RosterRow, RoundRecord
 from fedlora.strategies.base import State, Strategy, Update, global_tensors

@@ -18,9 +18,10 @@ from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError, RunError
 from fedlora.server.records import Outcome, RunHistory, RunStatus
 from fedlora.server.store import RunStore
-from fedlora.simulations.progress import LiveProgress, quality, size
+from fedlora.simulations.progress import LiveProgress, quality
 from fedlora.simulations.results import ADAPTER, REPORT
 from fedlora.simulations.simulate import Watch, resume, run
+from fedlora.words import bytes_text
 
 
 class GracefulStop:
@@ -65,14 +66,18 @@ def resume_one(store_folder: Path, name: str, rounds: int | None, console: Conso
         info = store.find(name)
         if rounds is not None and rounds < info.rounds_done:
             raise ConfigError(
-                [
-                    f"federation.rounds={rounds}: run {info.id} has done {info.rounds_done} already; give at least as many"
-                ]
+                [f"federation.rounds={rounds}: run {info.id} has done {info.rounds_done}: give at least as many"]
             )
         if info.status is RunStatus.FINISHED and (rounds is None or rounds == info.rounds):
             raise RunError(
                 f"run {info.id} is finished: all {info.rounds} rounds are done. Give more, e.g."
                 f" federation.rounds={info.rounds + 5}"
+            )
+        if info.status is RunStatus.FINISHED:
+            console.print(
+                f"run {info.id} was finished: the learning rate follows the schedule of {rounds} rounds from now on, and"
+                " the test split is read once more",
+                style="yellow",
             )
         return _watched(console, lambda watch: resume(store, info, watch, rounds=rounds))
 
@@ -86,22 +91,26 @@ def _watched(console: Console, work: Callable[[Watch], RunHistory]) -> RunHistor
 def simulate_sweep(configs: Sequence[RunConfig], sweep: str, jobs: int, console: Console) -> list[RunHistory]:
     """All of a sweep's runs, `jobs` at a time in processes of their own, in the order given.
 
-    A run that fails does not end the others; RunError names the failed ones at the end.
+    A run that fails does not end the others; RunError names the failed ones at the end. Ctrl-C lets the runs that are
+    under way end after their next checkpoint, and begins no further ones.
     """
     shared = [_fit_threads(config, jobs) for config in configs]
     found: dict[int, RunHistory] = {}
     failed: dict[int, BaseException] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(_sweep_run, config, sweep): number for number, config in enumerate(shared)}
-        for future in as_completed(futures):
-            number = futures[future]
-            error = future.exception()
-            if error is None:
-                found[number] = future.result()
-                console.print(f"[{len(found) + len(failed)}/{len(configs)}] {outcome_line(found[number])}")
-            else:
-                failed[number] = error
-                console.print(f"[{len(found) + len(failed)}/{len(configs)}] failed: {error}", style="red", markup=False)
+        try:
+            for future in as_completed(futures):
+                number, error = futures[future], future.exception()
+                if error is None:
+                    found[number] = future.result()
+                else:
+                    failed[number] = error
+                said = f"failed: {error}" if error else outcome_line(found[number])
+                console.print(f"[{len(found) + len(failed)}/{len(configs)}] {said}", markup=False)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     if failed:
         first = next(iter(failed.values()))
         raise RunError(f"{len(failed)} of {len(configs)} runs of sweep {sweep} failed; the first: {first}")
@@ -115,7 +124,8 @@ def _fit_threads(config: RunConfig, jobs: int) -> RunConfig:
 
 
 def _sweep_run(config: RunConfig, sweep: str) -> RunHistory:
-    return run(config, Watch(), sweep=sweep)
+    with GracefulStop(Console(quiet=True)).installed() as stop:
+        return run(config, Watch(stop=stop), sweep=sweep)
 
 
 def outcome_line(history: RunHistory) -> str:
@@ -144,7 +154,7 @@ def _summary_rows(history: RunHistory) -> Mapping[str, str]:
     rows = {
         "test": quality(info.summary, "test"),
         "validation": quality(rounds[-1].metrics) if rounds else "",
-        "sent": f"{size(up)} up, {size(down)} down" + (f", {size(once)} once" if once else ""),
+        "sent": f"{bytes_text(up)} up, {bytes_text(down)} down" + (f", {bytes_text(once)} once" if once else ""),
         "refused": f"{refused} answers, see the report" if refused else "",
         "time": f"{sum(record.seconds for record in rounds):.1f} s in {max(0, len(rounds) - 1)} rounds",
         "adapter": str(info.folder / ADAPTER) if info.status is RunStatus.FINISHED else "",

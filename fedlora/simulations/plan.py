@@ -42,7 +42,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes of one worker process's model: base, adapter with gradients and optimizer, activations of a step."""
+    """Estimated bytes of one process's model: base, adapter with gradients and optimizer, activations of a step."""
 
     base: int
     adapter: int

@@ -18,6 +18,7 @@ from fedlora.server.events import (
     RunStarted,
     RunStopped,
 )
+from fedlora.words import bytes_text
 
 COLUMNS = "{:>7}  {:>8}  {:>10}  {:>12}  {:>9}  {:>9}  {:>10}  {:>6}  {:>6}"
 HEADINGS = ("round", "reported", "train loss", "validation", "up", "down", "agg. error", "time", "left")
@@ -90,8 +91,8 @@ class LiveProgress:
             f"{event.reported}/{event.reported + event.refused}",
             _number(event.metrics.get("train_loss"), "{:.3f}"),
             quality(event.metrics),
-            size(event.bytes_up),
-            size(event.bytes_down + event.bytes_once),
+            bytes_text(event.bytes_up),
+            bytes_text(event.bytes_down + event.bytes_once),
             _number(event.metrics.get("aggregation_error"), "{:.2e}"),
             f"{event.seconds:.1f}s",
             "" if event.eta_seconds is None else f"{event.eta_seconds:.0f}s",
@@ -110,15 +111,6 @@ def quality(metrics: Mapping[str, float], split: str = "validation") -> str:
         value = metrics.get(f"{split}_{name}")
         if value is not None:
             return f"{name.replace('accuracy', 'acc').replace('_', ' ')} {value:.3f}"
-    return ""
-
-
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1000: "1.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
     return ""
 
 

@@ -1,11 +1,11 @@
 """A whole run on virtual clients: make or reopen it in the store, drive its rounds, leave its results."""
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from flwr.serverapp import Grid
 
 from fedlora.adapters.manifest import Tensors
@@ -13,6 +13,7 @@ from fedlora.client.app import LOCAL, app, restore_local
 from fedlora.client.worker import Worker, worker_for
 from fedlora.config.schema import RunConfig
 from fedlora.config.strategy import make_strategy
+from fedlora.errors import RunError
 from fedlora.server.checkpoint import Checkpoint, commit, last_committed
 from fedlora.server.events import (
     Emitter,
@@ -33,6 +34,7 @@ from fedlora.simulations.engines import ENGINES
 from fedlora.simulations.measure import measure_state
 from fedlora.simulations.results import leave_results
 from fedlora.simulations.sequential import SequentialGrid
+from fedlora.strategies.base import keeps_client_state
 
 EVENTS_FILE = "events.jsonl"
 
@@ -47,7 +49,7 @@ class Watch:
 
 def resolve(config: RunConfig) -> RunConfig:
     """`config` with what depends on this machine written out, so that a resumed run computes the same bits."""
-    threads = config.train.threads or len(os.sched_getaffinity(0))
+    threads = config.train.threads or torch.get_num_threads()
     name = config.name or f"{config.strategy.name}-{config.data.name}"
     train = config.train.model_copy(update={"threads": threads})
     return config.model_copy(update={"train": train, "name": name})
@@ -170,6 +172,11 @@ def _kept(grid: Grid) -> Mapping[int, Tensors]:
 
 
 def _restore(grid: Grid, checkpoint: Checkpoint, run_id: str) -> None:
+    if checkpoint.round and keeps_client_state(checkpoint.state.manifest) and not checkpoint.clients:
+        raise RunError(
+            f"run {run_id} cannot be resumed: its clients keep tensors of their own, and the engine that ran it"
+            " (Flower's) did not give them out for the checkpoint; start a new run"
+        )
     if isinstance(grid, SequentialGrid):
         for client, tensors in checkpoint.clients.items():
             restore_local(grid.state_of(client), run_id, tensors)

@@ -171,11 +171,11 @@ def test_text_from_clients_cannot_drive_the_terminal(store: RunStore, samples: M
     assert "[red]n[/red]" in text
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2.5e12, "2.5 TB")]
-)
-def test_sizes(count: float, text: str) -> None:
-    assert runs.size_text(count) == text
+def test_where_nobody_has_run_anything_there_are_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(runs.runs_app, ["ls"])
+    assert "no runs in runs yet" in output(result)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (2e5, "2 d")])

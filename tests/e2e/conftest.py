@@ -1,4 +1,4 @@
-"""What end-to-end tests share: the example strategy package as a user installs it, and the command in a real process."""
+"""What end-to-end tests share: the example strategy package as a user installs it, the command in a real process."""
 
 import os
 import shutil

@@ -1,9 +1,9 @@
 """Kills whole runs and resumes them; run by test_kill.py in a process of its own.
 
 `lives.py FOLDER CONFIG steps` kills a run at each named step of a commit, in the first, a middle and the last round;
-`lives.py FOLDER CONFIG random SEED COUNT` kills runs at COUNT random moments. Every life is a fork of this process, which
-has everything imported, and dies by SIGKILL or ends. Each run is then resumed, and must leave the bits of an unbroken run.
-Prints one line a trial; exits with 0 if every check held.
+`lives.py FOLDER CONFIG random SEED COUNT` kills runs at COUNT random moments. Every life is a fork of this process,
+which has everything imported, and dies by SIGKILL or ends. Each run is then resumed, and must leave the bits of an
+unbroken run. Prints one line a trial; exits with 0 if every check held.
 """
 
 import hashlib

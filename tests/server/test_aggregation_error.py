@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora.server.aggregation_error import SKETCH_COLUMNS, AggregationError, MeasuredError
 from fedlora.adapters.manifest import Delivery
 from fedlora.errors import StrategyError
+from fedlora.server.aggregation_error import SKETCH_COLUMNS, AggregationError, MeasuredError
 from fedlora.strategies.base import State, Strategy, Update
 from fedlora.strategies.fed_sb import FedSb
 from fedlora.strategies.fedavg import FedAvg

@@ -17,7 +17,7 @@ from fedlora.simulations.report import write_comparison, write_report
 from fedlora.simulations.report.charts import Band, Line, Plot, line_chart, stacked_bars
 from fedlora.simulations.report.page import outcome_sentence
 from fedlora.simulations.report.roster import troubles
-from fedlora.simulations.report.words import bytes_text, number, seconds_text
+from fedlora.words import bytes_text, number, seconds_text
 from tests.simulations.histories import make_history, make_partition
 
 _VOID = {"meta", "br", "img", "link", "hr", "input"}

@@ -171,7 +171,7 @@ def test_too_few_answers_fail_the_run_with_names_and_keep_what_was_committed(
 
     interfering(monkeypatch, fail_later)
     config = make(**{"federation.cohort": 4})
-    with pytest.raises(RunError, match="client 0: the client raised an error.*out of memory"):
+    with pytest.raises(RunError, match=r"client 0: the client raised an error.*out of memory"):
         run(config, Watch())
     with RunStore.open(config.store) as store:
         info = store.find("latest")

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from fedlora.simulations.report.words import number
+from fedlora.words import number
 
 COLOURS = 8
 """How many series colours the style sheet has (`--s0` …)."""

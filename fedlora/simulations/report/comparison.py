@@ -10,7 +10,7 @@ from fedlora.simulations.compare import Group, Summary, group_runs, mean_curve, 
 from fedlora.simulations.report.charts import COLOURS, DASHES, Band, Chart, Key, Line, Plot, line_chart
 from fedlora.simulations.report.curves import cumulative_bytes, cumulative_seconds, metric_of
 from fedlora.simulations.report.render import render
-from fedlora.simulations.report.words import byte_scale, bytes_text, number, seconds_text, spoken
+from fedlora.words import byte_scale, bytes_text, number, seconds_text, spoken
 
 Sums = Callable[[Sequence[RoundRecord]], Mapping[int, float]]
 

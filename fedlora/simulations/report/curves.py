@@ -7,7 +7,7 @@ import numpy as np
 
 from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo
 from fedlora.simulations.report.charts import Band, Chart, Line, Plot, line_chart
-from fedlora.simulations.report.words import byte_scale, spoken
+from fedlora.words import byte_scale, spoken
 
 _LOOP_METRICS = ("train_loss", "aggregation_error", "aggregation_error_estimated")
 """Metrics of a round that the loop itself reports; beside them and `validation_…`, the strategy's own are left."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.simulations.report.charts import COLOURS, Chart, stacked_bars
-from fedlora.simulations.report.words import counted
+from fedlora.words import counted
 
 FILE = "partition.json"
 """Where a run's folder keeps the partition table, so that a report can be written again without the data."""

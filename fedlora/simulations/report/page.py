@@ -12,7 +12,7 @@ from fedlora.simulations.report import holders as partition
 from fedlora.simulations.report.curves import metric_of, run_charts
 from fedlora.simulations.report.render import render
 from fedlora.simulations.report.roster import MEANINGS, SIGNS, Trouble, matrix, troubles
-from fedlora.simulations.report.words import bytes_text, counted, number, seconds_text, spoken
+from fedlora.words import bytes_text, counted, number, seconds_text, spoken
 
 
 @dataclass(frozen=True)

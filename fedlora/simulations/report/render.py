@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import fedlora
-from fedlora.simulations.report.words import number
+from fedlora.words import number
 
 
 def render(template: str, path: Path, **contents: Any) -> Path:
