@@ -74,31 +74,6 @@ def _show(plan: "Plan", console: Console) -> None:
         "memory": f"about {bytes_text(memory.total)}: base {bytes_text(memory.base)},"
         f" adapter {bytes_text(memory.adapter)}, activations up to {bytes_text(memory.activations)}"
         " (Python, torch and data: 0.6 GB more)",
-        "rows": holders.rows.tolist(),
-        "labels": holders.labels,
-        "counts": None if holders.counts is None else holders.counts.tolist(),
-    }
-    found["memory"]["total"] = plan.memory.total
-    return found
-
-
-def _show(plan: "Plan", console: Console) -> None:
-    federation, traffic, memory = plan.config.federation, plan.traffic, plan.memory
-    share = plan.trained_parameters / plan.base_parameters
-    once = f"{bytes_text(traffic.once)} to each client" if traffic.once else "nothing"
-    facts = {
-        "strategy": f"{plan.config.strategy.name}, rank {plan.config.adapter.r}, s = {plan.config.adapter.s:g}",
-        "base model": f"{plan.config.model.name}, {plan.base_parameters:,} parameters, frozen",
-        "trained": f"{plan.trained_parameters:,} in {len(plan.modules)} modules ({share:.2%} of the base)"
-        f" and {plan.trained_head_parameters:,} in the head",
-        "up, a client and round": _apart(traffic.up, traffic.up_head),
-        "down, a client and round": _apart(traffic.down, traffic.down_head),
-        "sent once": once,
-        "in all": f"{bytes_text(plan.total_bytes)} over {federation.rounds} rounds of {federation.cohort} clients",
-        "steps": f"{plan.steps:,} of {plan.config.train.batch} records; each client takes part in"
-        f" {plan.participations:.1f} rounds on average",
-        "memory": f"about {bytes_text(memory.total)}: base {bytes_text(memory.base)},"
-        f" adapter {bytes_text(memory.adapter)}, activations up to {bytes_text(memory.activations)} (Python, torch and data: 0.6 GB more)",
         "rows": ", ".join(f"{count:,} {name}" for name, count in plan.rows.items()),
     }
     console.print(_facts(facts))
