@@ -77,6 +77,10 @@ class Worker:
         clients = self.config.federation.clients
         return make_partition(self.splits.train, self.config.data.partition, clients, self.config.seed)
 
+    def check_partition(self) -> None:
+        """Deals the rows out now. Raises DataError if they cannot be, which is better said before the first round."""
+        _ = self.partition
+
     @cached_property
     def _encoded(self) -> dict[str, Encoded]:
         return {}

@@ -101,6 +101,7 @@ class _Run:
 
     def _rounds_and_results(self, emit: Emitter) -> None:
         worker = worker_for(self.config)
+        worker.check_partition()
         checkpoint = last_committed(self.store, self.info)
         emit(self._opening(checkpoint))
         method = make_strategy(self.config.strategy)

@@ -57,7 +57,7 @@ def test_ctrl_c_stops_after_a_checkpoint_and_resume_goes_on(fedlora: Fedlora, ti
     command = [sys.executable, "-m", "fedlora.cli", "simulate", *tiny, "federation.rounds=400"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        wait_for_round(tmp_path, 1)
+        wait_for_round(process, tmp_path, 1)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=120)
     assert process.returncode == ExitCode.INTERRUPTED, said
@@ -72,9 +72,10 @@ def test_ctrl_c_stops_after_a_checkpoint_and_resume_goes_on(fedlora: Fedlora, ti
     assert json.loads(resumed.stdout)["rounds_done"] == done + 1
 
 
-def wait_for_round(folder: Path, number: int) -> None:
+def wait_for_round(process: subprocess.Popen[str], folder: Path, number: int) -> None:
     deadline = time.monotonic() + 120
     while not list(folder.glob(f"runs/*/checkpoints/round-{number:04d}")):
+        assert process.poll() is None, f"it ended with status {process.returncode}"
         assert time.monotonic() < deadline, "no round was committed"
         time.sleep(0.05)
 
