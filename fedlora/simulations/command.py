@@ -157,12 +157,18 @@ def _summary_rows(history: RunHistory) -> Mapping[str, str]:
         "sent": f"{bytes_text(up)} up, {bytes_text(down)} down" + (f", {bytes_text(once)} once" if once else ""),
         "refused": f"{refused} answers, see the report" if refused else "",
         "time": f"{sum(record.seconds for record in rounds):.1f} s in {max(0, len(rounds) - 1)} rounds",
-        "adapter": str(info.folder / ADAPTER) if info.status is RunStatus.FINISHED else "",
-        "report": str(info.folder / REPORT) if info.status is RunStatus.FINISHED else "",
-        "run": str(info.folder),
+        "adapter": _from_here(info.folder / ADAPTER) if info.status is RunStatus.FINISHED else "",
+        "report": _from_here(info.folder / REPORT) if info.status is RunStatus.FINISHED else "",
+        "run": _from_here(info.folder),
         "privacy": "none: no differential privacy, updates can reveal training data",
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _from_here(path: Path) -> str:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def as_json(history: RunHistory) -> dict[str, Any]:
