@@ -81,8 +81,16 @@ def list_keys(as_json: Json = False) -> None:
 
 
 def _assets(assets: Mapping[str, "Asset"]) -> list[Row]:
+    from fedlora.data.assets import asset_dir
+
     return [
-        {"name": name, "summary": asset.summary, "licence": asset.licence, "megabytes": asset.megabytes}
+        {
+            "name": name,
+            "summary": asset.summary,
+            "licence": asset.licence,
+            "megabytes": asset.megabytes,
+            "folder": str(asset_dir(asset)) if asset_dir(asset).is_dir() else None,
+        }
         for name, asset in assets.items()
     ]
 

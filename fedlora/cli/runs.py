@@ -244,6 +244,9 @@ def _paths(history: RunHistory) -> Iterable[tuple[str, Path]]:
     yield "events", folder / EVENTS_FILE
     if history.rounds:
         yield "checkpoint", round_folder(folder, history.rounds[-1].round)
+    for name in ("adapter", "report.html"):
+        if (folder / name).exists():
+            yield name.partition(".")[0], folder / name
 
 
 def _resume_hint(run: RunInfo) -> str:

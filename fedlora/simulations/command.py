@@ -41,15 +41,23 @@ class GracefulStop:
         self._asked = True
         self._console.print("stopping after this round's checkpoint; Ctrl-C again stops at once", style="yellow")
 
+    def install(self) -> Mapping[signal.Signals, Any]:
+        """Handles SIGINT and SIGTERM from now on; returns what handled them before."""
+        return {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
     @contextmanager
     def installed(self) -> Iterator["GracefulStop"]:
         """Handles SIGINT and SIGTERM within the block."""
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = self.install()
         try:
             yield self
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+_sweep_stop = GracefulStop(Console(quiet=True))
+"""Of a sweep's worker process, for all of its runs: one that was queued before Ctrl-C must not begin after it."""
 
 
 def simulate_one(config: RunConfig, console: Console) -> RunHistory:
@@ -97,7 +105,7 @@ def simulate_sweep(configs: Sequence[RunConfig], sweep: str, jobs: int, console:
     shared = [_fit_threads(config, jobs) for config in configs]
     found: dict[int, RunHistory] = {}
     failed: dict[int, BaseException] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker) as pool:
         futures = {pool.submit(_sweep_run, config, sweep): number for number, config in enumerate(shared)}
         try:
             for future in as_completed(futures):
@@ -123,9 +131,14 @@ def _fit_threads(config: RunConfig, jobs: int) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
 
 
+def _prepare_worker() -> None:
+    _sweep_stop.install()
+
+
 def _sweep_run(config: RunConfig, sweep: str) -> RunHistory:
-    with GracefulStop(Console(quiet=True)).installed() as stop:
-        return run(config, Watch(stop=stop), sweep=sweep)
+    if _sweep_stop():
+        raise RunError(f"sweep {sweep} was stopped before this run began")
+    return run(config, Watch(stop=_sweep_stop), sweep=sweep)
 
 
 def outcome_line(history: RunHistory) -> str:

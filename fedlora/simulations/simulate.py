@@ -16,6 +16,7 @@ from fedlora.config.strategy import make_strategy
 from fedlora.errors import RunError
 from fedlora.server.checkpoint import Checkpoint, commit, last_committed
 from fedlora.server.events import (
+    FILE,
     Emitter,
     Event,
     EventLog,
@@ -35,8 +36,6 @@ from fedlora.simulations.measure import measure_state
 from fedlora.simulations.results import leave_results
 from fedlora.simulations.sequential import SequentialGrid
 from fedlora.strategies.base import keeps_client_state
-
-EVENTS_FILE = "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class _Run:
 
     def drive(self) -> RunHistory:
         """To the end, a stop or an error; the store knows which."""
-        with self.store.lock(self.info), EventLog(self.info.folder / EVENTS_FILE) as log:
+        with self.store.lock(self.info), EventLog(self.info.folder / FILE) as log:
             emit = Emitter(log, self.watch.listeners)
             try:
                 self._rounds_and_results(emit)

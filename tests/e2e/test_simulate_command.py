@@ -80,6 +80,18 @@ def wait_for_round(process: subprocess.Popen[str], folder: Path, number: int) ->
         time.sleep(0.05)
 
 
+def test_ctrl_c_stops_a_sweep(fedlora: Fedlora, tiny: list[str], tmp_path: Path) -> None:
+    sweep = ["simulate", "-m", "--jobs", "2", *tiny, "federation.rounds=400", "seed=range(0,6)"]
+    command = [sys.executable, "-m", "fedlora.cli", *sweep]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:
+        wait_for_round(process, tmp_path, 1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+        assert process.wait(timeout=120) == ExitCode.INTERRUPTED
+    shown = json.loads(fedlora("runs", "ls", "--json").stdout)
+    listed = shown if isinstance(shown, list) else shown["runs"]
+    assert [run["status"] for run in listed] in (["stopped"], ["stopped"] * 2)
+
+
 def test_a_sweep_puts_its_runs_into_the_store(fedlora: Fedlora, tiny: list[str]) -> None:
     done = fedlora("simulate", "--multirun", "--jobs", 2, *tiny, "strategy=ffa_lora,fed_sb", "seed=0,1", "--json")
     assert done.returncode == ExitCode.OK, done.stderr
