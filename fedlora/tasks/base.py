@@ -20,7 +20,10 @@ class Encoded(Protocol):
         ...
 
     def compact(self, rows: Sequence[int]) -> Batch:
-        """The same records for `Task.losses`, with less padding where the task can; a row need not be a record."""
+        """The same records for `losses`, `evaluate` and `logits`, with less padding where the task can.
+
+        A row need not be a record then; what those three return still is one value, or one row, a record.
+        """
         ...
 
 

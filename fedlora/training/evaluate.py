@@ -40,7 +40,7 @@ def record_values(
     places = np.asarray(rows)
     values: dict[str, NDArray[np.float64]] = {}
     for positions in _batches(encoded, places, batch):
-        found = task.evaluate(module, move(encoded.batch(places[positions].tolist()), device))
+        found = task.evaluate(module, move(encoded.compact(places[positions].tolist()), device))
         _store(values, found, positions, len(places))
     return values
 
