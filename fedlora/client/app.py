@@ -32,7 +32,7 @@ def train(message: Message, context: Context) -> Message:
     fixed, local = kept_tensors(task, context.state, worker)
     adapted = worker.load(task.manifest, {**task.tensors, **local}, fixed, task.fixed_digest)
     holdout = measure_holdout(worker, adapted, task.client)
-    result = worker.train(adapted, task.manifest, task.client, task.round)
+    result = worker.train(adapted, task.client, task.round)
     keep_local(adapted, task.manifest, context.state)
     answer = Answer(
         run=task.run,

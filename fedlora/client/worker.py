@@ -156,9 +156,8 @@ class Worker:
         adapted.load(tensors)
         return adapted
 
-    def train(self, adapted: AdaptedModel, manifest: Manifest, client: int, round_number: int) -> LocalResult:
+    def train(self, adapted: AdaptedModel, client: int, round_number: int) -> LocalResult:
         """One client's local training from what `adapted` holds; the result is in `adapted` afterwards."""
-        adapted.set_trained([name for name, spec in manifest.tensors.items() if spec.trained])
         with torch_settings(self.config.train):
             return train_client(
                 adapted,
