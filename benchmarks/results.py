@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedlora.server.records import RunHistory
 
 STRATEGIES = ("fedavg", "ffa_lora", "lora_fair", "fed_sb")
-GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+GRID = (3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = range(5)
 QUICK = "dirichlet-0.5"
 RUNS = Path("docs/results.jsonl")
@@ -91,11 +91,20 @@ class Job:
 
 
 def run_job(job: Job, store: str) -> dict[str, Any]:
-    """Makes one run, in a process of a pool, and returns its figures."""
+    """Makes one run, in a process of a pool, and returns its figures.
+
+    Raises RunError if a run diverges; but a learning rate that does so in the search is out, with validation 0.
+    """
     from fedlora.config.compose import compose
+    from fedlora.errors import RunError
     from fedlora.simulations.simulate import Watch, run
 
-    history = run(compose([*job.cell.overrides(job.lr, job.seed), f"store={store}"]), Watch())
+    try:
+        history = run(compose([*job.cell.overrides(job.lr, job.seed), f"store={store}"]), Watch())
+    except RunError as error:
+        if job.seed != SEARCH_SEED:
+            raise
+        return {"name": job.name, "validation": 0.0, "seconds": 0.0, "failed": str(error)}
     return {"name": job.name, **figures(history)}
 
 
