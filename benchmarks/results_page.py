@@ -1,7 +1,7 @@
 """The page and the figures of `docs/results.md`, from the numbers that `benchmarks.results` collected."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ Made by one command, which goes on where it stopped:
 
 MiniLM-L6 (22.7M parameters) on TREC-6 questions, de-duplicated before the split; 10 clients, 5 a round, 12 rounds of
 10 steps of 16, AdamW, learning rate falling linearly over the rounds, the head (2,310 numbers) trained and averaged by
-all. In the comparison s = 2 for every strategy; the quick start has each strategy's own. Float32 throughout.
+all. In the comparison s = 2 for every strategy and clients train on all their rows; the quick start has each strategy's
+own s and holds out a tenth. Float32 throughout.
 
-For every cell the learning rate is the best of {search} on the **validation** split with a seed of its own. The
+For every cell the learning rate is the best of three on the **validation** split, with a seed of its own: {search}. The
 **test** split is read once a run, after its last round, and chooses nothing. Partitions are drawn from the seed
 alone, so the runs of one strategy meet the same clients as those of another. Numbers are means ± standard
 deviations over the seeds; *a tie* means a difference under two (pooled) standard deviations. Bytes are counted on
@@ -47,11 +48,12 @@ over the rounds. Seconds are of one run on one core, while other work ran on the
 Cells = Sequence[dict[str, Any]]
 
 
-def write_page(quick: Cells, grid: Cells, path: Path, search: str) -> None:
+def write_page(quick: Cells, grid: Cells, path: Path, searched: Mapping[str, Sequence[float]]) -> None:
     """Writes the page to `path`; an empty `grid` leaves the comparison out.
 
-    search: the learning rates that were tried, as words.
+    searched: the learning rates that were tried, by strategy.
     """
+    search = "; ".join(f"{', '.join(f'{lr:g}' for lr in rates)} for `{name}`" for name, rates in searched.items())
     machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     parts = [INTRO.format(command=COMMAND, search=search, machine=f"{date}: {machine}.")]

@@ -72,7 +72,8 @@ def _show(plan: "Plan", console: Console) -> None:
         "steps": f"{plan.steps:,} of {plan.config.train.batch} records; each client takes part in"
         f" {plan.participations:.1f} rounds on average",
         "memory": f"about {bytes_text(memory.total)}: base {bytes_text(memory.base)},"
-        f" adapter {bytes_text(memory.adapter)}, activations up to {bytes_text(memory.activations)}"
+        + (f" and for each of {memory.workers} workers:" if memory.workers > 1 else "")
+        + f" adapter {bytes_text(memory.adapter)}, activations up to {bytes_text(memory.activations)}"
         " (Python, torch and data: 0.6 GB more)",
         "rows": ", ".join(f"{count:,} {name}" for name, count in plan.rows.items()),
     }

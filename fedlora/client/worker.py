@@ -24,7 +24,7 @@ from fedlora.seeding import stream
 from fedlora.strategies.base import Setup, Strategy
 from fedlora.tasks.base import Encoded, Task
 from fedlora.tasks.registry import make_task
-from fedlora.training.evaluate import evaluate
+from fedlora.training.evaluate import WHOLE, Shard, means, record_values
 from fedlora.training.local import LocalResult, train_client
 from fedlora.training.settings import resolve_device, torch_settings
 
@@ -173,10 +173,23 @@ class Worker:
 
     def measure(self, adapted: AdaptedModel, split: str, rows: NDArray[np.int64] | None = None) -> Mapping[str, float]:
         """The task's metrics on `rows` of `split` (all of them, if None), for what `adapted` holds."""
+        return means([self.values(adapted, split, rows)])
+
+    def values(
+        self, adapted: AdaptedModel, split: str, rows: NDArray[np.int64] | None = None, shard: Shard = WHOLE
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """The task's metrics record by record, as `record_values` gives them."""
         encoded = self.encoded(split)
         chosen = np.arange(len(encoded)) if rows is None else rows
         with torch_settings(self.config.train):
-            return evaluate(adapted.model, self.task, encoded, chosen, self.config.eval.batch)
+            return record_values(adapted.model, self.task, encoded, chosen, self.config.eval.batch, shard)
+
+    def load_all(self) -> None:
+        """Loads everything that training and measuring need: what a fork has then, its children share."""
+        _ = self.base
+        self.check_partition()
+        for split in ("train", "validation", *(["test"] if self.config.eval.test else [])):
+            self.encoded(split)
 
 
 def split_holdout(rows: NDArray[np.int64], fraction: float, seed: int, client: int) -> ClientRows:

@@ -128,6 +128,29 @@ def momentum_of_sgd(config: RunConfig) -> Iterator[Contradiction]:
         )
 
 
+def workers_of_processes(config: RunConfig) -> Iterator[Contradiction]:
+    """Worker processes are forked: they compute with one thread each, and not on CUDA."""
+    name, workers = config.engine.name, config.engine.workers
+    if name == "sequential" and workers is not None:
+        yield Contradiction(
+            ("engine.workers", "engine.name"),
+            f"engine.workers = {workers} has no meaning with engine.name = sequential, which trains in this process:"
+            " drop it or set 'engine.name=processes'",
+        )
+    if name == "processes" and config.train.threads not in (None, 1):
+        yield Contradiction(
+            ("train.threads", "engine.name"),
+            f"train.threads = {config.train.threads} contradicts engine.name = processes, whose workers have one thread"
+            " each: drop it and set engine.workers, or set 'engine.name=sequential'",
+        )
+    if name == "processes" and config.train.device == "cuda":
+        yield Contradiction(
+            ("train.device", "engine.name"),
+            "train.device = cuda contradicts engine.name = processes, whose workers share the model by fork, which CUDA"
+            " does not allow: set 'engine.name=sequential' or train.device=cpu",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     cohort_within_clients,
     reports_within_cohort,
@@ -137,4 +160,5 @@ RULES: tuple[Rule, ...] = (
     rows_for_clients,
     head_of_task,
     momentum_of_sgd,
+    workers_of_processes,
 )

@@ -137,7 +137,10 @@ class TrainConfig(Section):
     )
     clip_norm: float | None = Field(None, gt=0, description="bound on the norm of each step's gradient; null: none")
     threads: int | None = Field(
-        None, ge=1, description="torch threads; null: OMP_NUM_THREADS or one a core. Same bits need the same"
+        None,
+        ge=1,
+        description="torch threads of one client's training; null: 1 in worker processes, else OMP_NUM_THREADS or one a"
+        " core. Same bits need the same",
     )
     packing: bool = Field(
         True,
@@ -181,9 +184,17 @@ class EvalConfig(Section):
 
 
 class EngineConfig(Section):
-    """What carries messages between the server and the clients."""
+    """Where virtual clients are trained. The choice changes the time, never the bits: `train.threads` alone does."""
 
-    name: Literal["sequential"] = Field("sequential", description="sequential: one client after another, in process")
+    name: Literal["auto", "sequential", "processes"] = Field(
+        "auto",
+        description="sequential: one client after another, in this process, on all threads; processes: several at once,"
+        " in worker processes of one thread each that share the base model (CPU); auto: processes where that works and"
+        " more than one core is there",
+    )
+    workers: int | None = Field(
+        None, ge=1, description="processes: how many; null: one a core, and no more than clients are asked in a round"
+    )
 
 
 class RunConfig(Section):

@@ -37,7 +37,7 @@ class _Base:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(_Base):
-    """A new run begins: `rounds` in all, `cohort` of `clients` asked in each."""
+    """A new run begins: `rounds` in all, `cohort` of `clients` asked in each. engine: what trains them, how."""
 
     event: Literal["run_started"] = "run_started"
     name: str
@@ -45,6 +45,7 @@ class RunStarted(_Base):
     rounds: int
     clients: int
     cohort: int
+    engine: str
     folder: str
 
 
@@ -59,6 +60,7 @@ class RunResumed(_Base):
     rounds: int
     clients: int
     cohort: int
+    engine: str
     folder: str
 
 

@@ -1,15 +1,16 @@
 """The round loop: ask a cohort, admit, aggregate, measure, commit; then the next round.
 
 It calls a Flower strategy's hooks on a Flower Grid, so it does not know which engine answers. A round either is
-committed whole (checkpoint and database row) or did not happen.
+committed whole (checkpoint and database row) or did not happen. An engine that works in the background measures the
+global model of one round while it trains the next; the round is committed when its measurement is there.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedlora.adapters.manifest import Tensors
@@ -27,13 +28,18 @@ from fedlora.wire import to_record
 class Links:
     """What a round loop is connected to.
 
-    grid: the engine. measure: the global model's metrics for a state. commit: makes a round durable.
-    kept: what clients keep of their own, by client, where this process holds it (virtual clients). emit: takes events.
-    stop: asked between rounds; True ends the loop after the committed round.
+    grid: the engine, as the strategy's hooks see it. ask: gives messages to clients; what it returns, called, gives the
+    replies (waiting for them). measure: begins to measure the global model of a state, told whether training follows at
+    once; what it returns, called, gives the metrics. ahead: whether it measures in the background, so that a round is
+    better begun before the last one is committed. commit: makes a round durable. kept: what clients keep of their
+    own, by client, where this process holds it (virtual clients). emit: takes events. stop: asked between rounds; True
+    ends the loop after the round that was begun last.
     """
 
     grid: Grid
-    measure: Callable[[State], Mapping[str, float]]
+    ask: Callable[[Iterable[Message], float | None], Callable[[], Iterable[Message]]]
+    measure: Callable[[State, bool], Callable[[], Mapping[str, float]]]
+    ahead: bool
     commit: Callable[[Checkpoint], object]
     kept: Callable[[], Mapping[int, Tensors]]
     emit: Callable[[Event], None]
@@ -48,37 +54,41 @@ class RoundLoop:
         self.config = config
         self.links = links
         self._seconds: list[float] = []
+        self._began = time.perf_counter()
+        self._measuring: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Measures and commits round 0: the state before any training."""
-        began = time.perf_counter()
-        metrics = self.links.measure(self.strategy.state)
-        self._commit(RoundRecord(0, dict(metrics), ()), began)
+        """Begins with round 0: the state before any training."""
+        self._finish(RoundRecord(0, {}, ()))
 
     def run(self, done: int) -> int:
         """Runs the rounds after `done`; returns the number of the last committed one."""
-        for number in range(done + 1, self.config.federation.rounds + 1):
+        rounds = self.config.federation.rounds
+        for number in range(done + 1, rounds + 1):
+            if not self.links.ahead:
+                self._commit_measured()
             if self.links.stop():
+                self._commit_measured()
                 return number - 1
             self._round(number)
-        return max(done, self.config.federation.rounds)
+        self._commit_measured()
+        return max(done, rounds)
 
     def _round(self, number: int) -> None:
-        began = time.perf_counter()
         federation = self.config.federation
         cohort = draw_cohort(self.config.seed, number, federation.clients, federation.cohort)
+        arrays = to_record(self.strategy.state.shared)
+        messages = self.strategy.configure_train(number, arrays, ConfigRecord(), self.links.grid)
+        replies = self.links.ask(messages, federation.timeout)
+        self._commit_measured()
         self.links.emit(
             RoundStarted(run=self.strategy.run, round=number, rounds=federation.rounds, cohort=tuple(cohort))
         )
-        arrays = to_record(self.strategy.state.shared)
-        messages = self.strategy.configure_train(number, arrays, ConfigRecord(), self.links.grid)
-        replies = self.links.grid.send_and_receive(messages, timeout=federation.timeout)
         try:
-            self.strategy.aggregate_train(number, replies)
+            self.strategy.aggregate_train(number, replies())
         finally:
             self._emit_roster(number)
-        record = self.strategy.record
-        self._commit(replace(record, metrics={**record.metrics, **self._measure(number)}), began)
+        self._finish(self.strategy.record)
 
     def _emit_roster(self, number: int) -> None:
         record = self.strategy.record
@@ -86,14 +96,31 @@ class RoundLoop:
             kind = ClientReported if row.outcome is Outcome.REPORTED else ClientRefused
             self.links.emit(kind(run=self.strategy.run, round=number, row=row))
 
-    def _measure(self, number: int) -> Mapping[str, float]:
-        due = number % self.config.eval.every == 0 or number == self.config.federation.rounds
-        return self.links.measure(self.strategy.state) if due else {}
+    def _finish(self, record: RoundRecord) -> None:
+        """Begins to measure the round that was aggregated last; `_commit_measured` ends it."""
+        state, kept = self.strategy.state, self.links.kept()
+        metrics = self._measure(state, record.round)
 
-    def _commit(self, record: RoundRecord, began: float) -> None:
-        record = replace(record, seconds=time.perf_counter() - began, committed_at=datetime.now(UTC))
+        def commit() -> None:
+            self._commit(state, kept, replace(record, metrics={**record.metrics, **metrics()}))
+
+        self._measuring = commit
+
+    def _measure(self, state: State, number: int) -> Callable[[], Mapping[str, float]]:
+        last = number == self.config.federation.rounds
+        due = number % self.config.eval.every == 0 or last
+        return self.links.measure(state, not last) if due else dict
+
+    def _commit_measured(self) -> None:
+        commit, self._measuring = self._measuring, lambda: None
+        commit()
+
+    def _commit(self, state: State, kept: Mapping[int, Tensors], record: RoundRecord) -> None:
+        now = time.perf_counter()
+        record = replace(record, seconds=now - self._began, committed_at=datetime.now(UTC))
+        self._began = now
         rng = {"seed": self.config.seed, "next_round": record.round + 1}
-        self.links.commit(Checkpoint(record.round, self.strategy.state, record, self.links.kept(), rng))
+        self.links.commit(Checkpoint(record.round, state, record, kept, rng))
         if record.round:
             self._seconds.append(record.seconds)
         rounds = self.config.federation.rounds

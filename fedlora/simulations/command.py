@@ -102,7 +102,7 @@ def simulate_sweep(configs: Sequence[RunConfig], sweep: str, jobs: int, console:
     A run that fails does not end the others; RunError names the failed ones at the end. Ctrl-C lets the runs that are
     under way end after their next checkpoint, and begins no further ones.
     """
-    shared = [_fit_threads(config, jobs) for config in configs]
+    shared = [_fit_cores(config, jobs) for config in configs]
     found: dict[int, RunHistory] = {}
     failed: dict[int, BaseException] = {}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker) as pool:
@@ -125,10 +125,14 @@ def simulate_sweep(configs: Sequence[RunConfig], sweep: str, jobs: int, console:
     return [found[number] for number in sorted(found)]
 
 
-def _fit_threads(config: RunConfig, jobs: int) -> RunConfig:
-    """`config` with the cores divided among the jobs, unless it names its threads."""
+def _fit_cores(config: RunConfig, jobs: int) -> RunConfig:
+    """`config` with the cores divided among the jobs, unless it says itself how to use them."""
+    if jobs == 1 or config.engine.name != "auto":
+        return config
     threads = config.train.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
-    return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
+    train = config.train.model_copy(update={"threads": threads})
+    engine = config.engine.model_copy(update={"name": "sequential", "workers": None})
+    return config.model_copy(update={"train": train, "engine": engine})
 
 
 def _prepare_worker() -> None:

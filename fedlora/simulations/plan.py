@@ -17,6 +17,7 @@ from fedlora.data.partition import make_partition
 from fedlora.data.splits import load_splits
 from fedlora.data.table import PartitionTable, describe
 from fedlora.errors import StrategyError
+from fedlora.simulations.engines import settle
 from fedlora.simulations.guarantees import Guarantee, guarantees
 from fedlora.strategies.base import Setup
 from fedlora.tasks.registry import make_task
@@ -42,16 +43,17 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes of one process's model: base, adapter with gradients and optimizer, activations of a step."""
+    """Estimated bytes: the base, which workers share; adapter with gradients and optimizer, activations: of each."""
 
     base: int
     adapter: int
     activations: int
+    workers: int
 
     @property
     def total(self) -> int:
         """All of it. Python, PyTorch and the data come on top (about 0.6 GB)."""
-        return self.base + self.adapter + self.activations
+        return self.base + self.workers * (self.adapter + self.activations)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def make_plan(config: RunConfig, shown: int = 20) -> Plan:
         modules=modules,
         traffic=traffic,
         total_bytes=clients * (traffic.up + traffic.down) + round(ever) * traffic.once,
-        memory=estimate_memory(config, skeleton, manifest),
+        memory=estimate_memory(settle(config), skeleton, manifest),
         steps=clients * config.train.steps,
         participations=federation.rounds * federation.cohort / federation.clients,
         rows={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
@@ -164,6 +166,7 @@ def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) 
         base=sum(p.numel() * p.element_size() for p in skeleton.parameters()),
         adapter=frozen + copies * trained,
         activations=int(layers * layer + 3 * 4 * tokens * records * outputs),
+        workers=config.engine.workers or 1,
     )
 
 

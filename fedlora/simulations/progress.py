@@ -68,7 +68,7 @@ class LiveProgress:
         after = f", resumed after round {event.round}" if isinstance(event, RunResumed) else ""
         self.console.print(
             f"[bold]{event.run}[/]  {event.strategy}, {event.clients} clients, {event.cohort} a round,"
-            f" {event.rounds} rounds{after}"
+            f" {event.rounds} rounds, {event.engine}{after}"
         )
         self.console.print(COLUMNS.format(*HEADINGS), style="dim", highlight=False)
 

@@ -12,7 +12,6 @@ from fedlora.config.schema import RunConfig
 from fedlora.data.table import PartitionTable, describe
 from fedlora.server.records import RunInfo, RunStatus
 from fedlora.server.store import RunStore
-from fedlora.simulations.measure import measure_state
 from fedlora.simulations.report import write_report
 from fedlora.strategies.base import State, global_tensors
 
@@ -21,10 +20,10 @@ ADAPTER, REPORT, SUMMARY = "adapter", "report.html", "summary.json"
 
 
 def leave_results(
-    store: RunStore, info: RunInfo, config: RunConfig, worker: Worker, state: State
+    store: RunStore, info: RunInfo, config: RunConfig, worker: Worker, state: State, test: Mapping[str, float]
 ) -> Mapping[str, float]:
-    """Measures on the test split, exports the adapter, closes the run, writes the report; returns the final figures."""
-    summary = {**_totals(store, info), **_test_metrics(config, worker, state)}
+    """Exports the adapter, closes the run, writes the report; returns the final figures, among them those of `test`."""
+    summary = {**_totals(store, info), **test}
     _export(info, config, worker, state, summary)
     (info.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     store.finish(info, RunStatus.FINISHED, summary)
@@ -38,11 +37,6 @@ def _totals(store: RunStore, info: RunInfo) -> dict[str, float]:
     totals["seconds"] = sum(r.seconds for r in rounds)
     totals["aggregation_error"] = rounds[-1].metrics.get("aggregation_error", 0.0)
     return totals
-
-
-def _test_metrics(config: RunConfig, worker: Worker, state: State) -> Mapping[str, float]:
-    """The last state's figures on the test split: read here, once, and nowhere else."""
-    return measure_state(worker, state, "test") if config.eval.test else {}
 
 
 def _export(info: RunInfo, config: RunConfig, worker: Worker, state: State, summary: Mapping[str, float]) -> Path:

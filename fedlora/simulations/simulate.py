@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from flwr.serverapp import Grid
 
 from fedlora.adapters.manifest import Tensors
 from fedlora.client.app import LOCAL, app, restore_local
 from fedlora.client.worker import Worker, worker_for
-from fedlora.config.schema import RunConfig
+from fedlora.config.schema import EngineConfig, RunConfig
 from fedlora.config.strategy import make_strategy
 from fedlora.errors import RunError
 from fedlora.server.checkpoint import Checkpoint, commit, last_committed
@@ -31,10 +31,9 @@ from fedlora.server.flower_strategy import FlowerStrategy
 from fedlora.server.records import RunHistory, RunInfo, RunStatus
 from fedlora.server.rounds import Links, RoundLoop
 from fedlora.server.store import RunStore
-from fedlora.simulations.engines import ENGINES
-from fedlora.simulations.measure import measure_state
+from fedlora.simulations.engines import ENGINES, Engine, around, engine_words, settle
 from fedlora.simulations.results import leave_results
-from fedlora.simulations.sequential import SequentialGrid
+from fedlora.simulations.virtual import VirtualGrid
 from fedlora.strategies.base import keeps_client_state
 
 
@@ -48,10 +47,8 @@ class Watch:
 
 def resolve(config: RunConfig) -> RunConfig:
     """`config` with what depends on this machine written out, so that a resumed run computes the same bits."""
-    threads = config.train.threads or torch.get_num_threads()
     name = config.name or f"{config.strategy.name}-{config.data.name}"
-    train = config.train.model_copy(update={"threads": threads})
-    return config.model_copy(update={"train": train, "name": name})
+    return settle(config).model_copy(update={"name": name})
 
 
 def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid | None = None) -> RunHistory:
@@ -61,7 +58,7 @@ def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid
 
     Raises FedloraError; the run is then kept as failed, with the reason, and can be resumed.
     """
-    config = resolve(config)
+    config = resolve(config if grid is None else _driven_elsewhere(config))
     make_strategy(config.strategy)  # a wrong option must not leave an empty run behind
     store = RunStore.open(config.store)
     info = store.create(config, name=str(config.name), sweep=sweep)
@@ -75,6 +72,11 @@ def resume(store: RunStore, info: RunInfo, watch: Watch, *, rounds: int | None =
     """
     info = store.reopen(info, rounds)
     return _Run(store, info, RunConfig.model_validate_json(info.config), watch, None).drive()
+
+
+def _driven_elsewhere(config: RunConfig) -> RunConfig:
+    """`config` for a grid whose clients are not in this process: what is left to do here needs no workers."""
+    return config.model_copy(update={"engine": EngineConfig(name="sequential", workers=None)})
 
 
 class _Run:
@@ -105,20 +107,29 @@ class _Run:
         emit(self._opening(checkpoint))
         method = make_strategy(self.config.strategy)
         state = method.start(worker.setup(method)) if checkpoint is None else checkpoint.state
-        grid = self.grid or ENGINES[self.config.engine.name](self.config, app)
         strategy = FlowerStrategy(method, state, self.config, self.info.id)
-        loop = RoundLoop(strategy, self.config, self._links(grid, worker, emit))
+        with self._engine(worker) as engine:
+            done = self._rounds(strategy, engine, emit, checkpoint)
+            if done < self.config.federation.rounds:
+                self._stopped(emit, f"stopped on request after round {done}")
+                return
+            test = engine.measure(strategy.state, "test", False)() if self.config.eval.test else {}
+        summary = leave_results(self.store, self.info, self.config, worker, strategy.state, test)
+        rounds = self.config.federation.rounds
+        emit(RunFinished(run=self.info.id, round=done, rounds=rounds, summary=summary, seconds=self._seconds()))
+
+    def _engine(self, worker: Worker) -> AbstractContextManager[Engine]:
+        if self.grid is not None:
+            return nullcontext(around(self.grid, worker))
+        return ENGINES[self.config.engine.name](self.config, app, worker)
+
+    def _rounds(self, strategy: FlowerStrategy, engine: Engine, emit: Emitter, checkpoint: Checkpoint | None) -> int:
+        loop = RoundLoop(strategy, self.config, self._links(engine, emit))
         if checkpoint is None:
             loop.start()
         else:
-            _restore(grid, checkpoint, self.info.id)
-        done = loop.run(0 if checkpoint is None else checkpoint.round)
-        if done < self.config.federation.rounds:
-            self._stopped(emit, f"stopped on request after round {done}")
-            return
-        summary = leave_results(self.store, self.info, self.config, worker, strategy.state)
-        rounds = self.config.federation.rounds
-        emit(RunFinished(run=self.info.id, round=done, rounds=rounds, summary=summary, seconds=self._seconds()))
+            _restore(engine.grid, checkpoint, self.info.id)
+        return loop.run(0 if checkpoint is None else checkpoint.round)
 
     def _opening(self, checkpoint: Checkpoint | None) -> Event:
         federation = self.config.federation
@@ -129,16 +140,19 @@ class _Run:
             "rounds": federation.rounds,
             "clients": federation.clients,
             "cohort": federation.cohort,
+            "engine": engine_words(self.config) if self.grid is None else "Flower's grid",
             "folder": str(self.info.folder),
         }
         return RunStarted(**facts) if checkpoint is None else RunResumed(**facts, round=checkpoint.round)
 
-    def _links(self, grid: Grid, worker: Worker, emit: Emitter) -> Links:
+    def _links(self, engine: Engine, emit: Emitter) -> Links:
         return Links(
-            grid=grid,
-            measure=lambda state: measure_state(worker, state, "validation"),
+            grid=engine.grid,
+            ask=engine.ask,
+            measure=lambda state, followed: engine.measure(state, "validation", followed),
+            ahead=engine.ahead,
             commit=lambda checkpoint: commit(self.store, self.info, checkpoint),
-            kept=lambda: _kept(grid),
+            kept=lambda: _kept(engine.grid),
             emit=emit,
             stop=self.watch.stop,
         )
@@ -162,7 +176,7 @@ class _Run:
 
 def _kept(grid: Grid) -> Mapping[int, Tensors]:
     """What virtual clients keep of their own, for the checkpoint. Other engines' clients keep theirs themselves."""
-    if not isinstance(grid, SequentialGrid):
+    if not isinstance(grid, VirtualGrid):
         return {}
     return {
         client: {name: array.numpy() for name, array in record.items()}
@@ -177,6 +191,6 @@ def _restore(grid: Grid, checkpoint: Checkpoint, run_id: str) -> None:
             f"run {run_id} cannot be resumed: its clients keep tensors of their own, and the engine that ran it"
             " (Flower's) did not give them out for the checkpoint; start a new run"
         )
-    if isinstance(grid, SequentialGrid):
+    if isinstance(grid, VirtualGrid):
         for client, tensors in checkpoint.clients.items():
             restore_local(grid.state_of(client), run_id, tensors)

@@ -1,6 +1,8 @@
 """What a model is worth on a set of rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,16 +21,43 @@ def evaluate(model: AdaptedModel | nn.Module, task: Task, encoded: Encoded, rows
 
     Raises DataError if there are no rows.
     """
-    return {name: float(values.mean()) for name, values in record_values(model, task, encoded, rows, batch).items()}
+    return means([record_values(model, task, encoded, rows, batch)])
+
+
+def means(shards: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, float]:
+    """The mean of each metric from the shards' values, the same bits however many shards there were.
+
+    shards: what `record_values` gives for each `Shard` of the same rows; the first has a batch at least.
+    """
+    found: dict[str, float] = {}
+    for name in shards[0]:
+        parts = [shard[name] for shard in shards if name in shard]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = np.where(np.isnan(whole), part, whole)
+        found[name] = float(whole.mean())
+    return found
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th evaluation batch, beginning with number `index`: one process's part of an evaluation."""
+
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = Shard()
 
 
 @torch.no_grad()
 def record_values(
-    model: AdaptedModel | nn.Module, task: Task, encoded: Encoded, rows: Rows, batch: int
+    model: AdaptedModel | nn.Module, task: Task, encoded: Encoded, rows: Rows, batch: int, shard: Shard = WHOLE
 ) -> dict[str, NDArray[np.float64]]:
     """Each of the task's metrics for each of `rows`, in the order of `rows`: shape [len(rows)], float64.
 
     Leaves the model in eval mode. Rows of like length share a batch where `encoded` knows lengths (less padding).
+    shard: which of the batches are measured; the values of the rows in the others are NaN.
 
     Raises DataError if there are no rows.
     """
@@ -39,7 +68,7 @@ def record_values(
     device = next(module.parameters()).device
     places = np.asarray(rows)
     values: dict[str, NDArray[np.float64]] = {}
-    for positions in _batches(encoded, places, batch):
+    for positions in islice(_batches(encoded, places, batch), shard.index, None, shard.count):
         found = task.evaluate(module, move(encoded.compact(places[positions].tolist()), device))
         _store(values, found, positions, len(places))
     return values

@@ -34,12 +34,12 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
-    """A fresh optimizer: AdamW (torch's β and ε; decoupled weight decay) or SGD (momentum, L2)."""
+    """A fresh optimizer: AdamW (torch's β and ε; decoupled weight decay; fused: one kernel) or SGD (momentum, L2)."""
     return OPTIMIZERS[config.optimizer](config, list(parameters), lr)
 
 
 OPTIMIZERS: dict[str, Callable[[TrainConfig, list[nn.Parameter], float], Optimizer]] = {
-    "adamw": lambda config, parameters, lr: AdamW(parameters, lr=lr, weight_decay=config.weight_decay),
+    "adamw": lambda config, parameters, lr: AdamW(parameters, lr=lr, weight_decay=config.weight_decay, fused=True),
     "sgd": lambda config, parameters, lr: SGD(
         parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
     ),

@@ -27,8 +27,8 @@ from fedlora.config.compose import compose
 from fedlora.errors import RunError
 from fedlora.server.records import RunHistory, RunStatus
 from fedlora.server.store import RunStore
-from fedlora.simulations.sequential import SequentialGrid
 from fedlora.simulations.simulate import Watch, resume, run
+from fedlora.simulations.virtual import InProcess, VirtualGrid
 
 pytestmark = pytest.mark.slow
 
@@ -207,7 +207,7 @@ def test_the_bundle_carries_no_code(tmp_path: Path, superlink: SuperLink) -> Non
     assert ".py " not in names.stdout
 
 
-class Elsewhere(SequentialGrid):
+class Elsewhere(VirtualGrid):
     """An engine whose clients' states this process does not hold, as Flower's nodes'."""
 
     def kept(self, record: str) -> Mapping[int, ArrayRecord]:
@@ -221,12 +221,12 @@ def test_what_flowers_nodes_keep_cannot_be_resumed_here(
     overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    grid: type[SequentialGrid] | None,
+    grid: type[VirtualGrid] | None,
 ) -> None:
     monkeypatch.syspath_prepend(example_package)
     config = compose(["strategy=fedsa_lora", *overrides, f"store={tmp_path}"])
     answers = iter([False, True])
-    history = run(config, Watch(stop=lambda: next(answers)), grid=grid and grid(client_app, CLIENTS))
+    history = run(config, Watch(stop=lambda: next(answers)), grid=grid and grid(InProcess(client_app), CLIENTS))
     assert (history.run.status, history.run.rounds_done) == (RunStatus.STOPPED, 1)
     with RunStore.open(tmp_path) as store:
         if grid is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.config.schema import RunConfig
+from fedlora.config.schema import EngineConfig, RunConfig
 from tests.tiny import tiny_config
 
 LIVES = Path(__file__).with_name("lives.py")
@@ -36,10 +36,17 @@ def with_strategy(config: RunConfig, name: str) -> RunConfig:
     return config.model_copy(update={"strategy": config.strategy.model_copy(update={"name": name})})
 
 
+def with_workers(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"engine": EngineConfig(name="processes", workers=2)})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["lora_fair", "fed_sb"])
-def test_killed_at_each_named_step_of_a_checkpoint(tmp_path: Path, config: RunConfig, strategy: str) -> None:
-    said = run_lives(tmp_path, with_strategy(config, strategy), "steps")
+@pytest.mark.parametrize(("strategy", "workers"), [("lora_fair", False), ("fed_sb", True)])
+def test_killed_at_each_named_step_of_a_checkpoint(
+    tmp_path: Path, config: RunConfig, strategy: str, workers: bool
+) -> None:
+    config = with_strategy(with_workers(config) if workers else config, strategy)
+    said = run_lives(tmp_path, config, "steps")
     assert said.count("same bits") == 6 * 3
 
 
@@ -47,11 +54,14 @@ def test_killed_at_each_named_step_of_a_checkpoint(tmp_path: Path, config: RunCo
 def test_killed_at_each_step_while_clients_keep_tensors_of_their_own(
     tmp_path: Path, config: RunConfig, example_package: Path
 ) -> None:
-    said = run_lives(tmp_path, with_strategy(config, "fedsa_lora"), "steps", path=example_package)
+    config = with_strategy(with_workers(config), "fedsa_lora")
+    said = run_lives(tmp_path, config, "steps", path=example_package)
     assert said.count("same bits") == 6 * 3
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(tmp_path: Path, config: RunConfig) -> None:
+@pytest.mark.parametrize("workers", [False, True])
+def test_killed_at_twenty_random_moments(tmp_path: Path, config: RunConfig, workers: bool) -> None:
+    config = with_workers(config) if workers else config
     said = run_lives(tmp_path, config, "random", str(time.time_ns() % 10**9), "20")
     assert said.count("same bits") == 20

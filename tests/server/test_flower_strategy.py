@@ -12,7 +12,7 @@ from fedlora.config.strategy import make_strategy
 from fedlora.errors import RunError
 from fedlora.server.checkpoint import load
 from fedlora.server.flower_strategy import FlowerStrategy
-from fedlora.simulations.sequential import SequentialGrid
+from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.simulations.simulate import Watch, resolve, run
 from fedlora.wire import to_record
 from tests.tiny import tiny_config
@@ -31,7 +31,7 @@ def test_flowers_own_loop_gives_the_bits_of_ours(
     state = method.start(worker_for(config).setup(method))
     strategy = FlowerStrategy(method, state, config, "flower")
     assert isinstance(strategy, FlowerBase)
-    grid = SequentialGrid(app, config.federation.clients)
+    grid = VirtualGrid(InProcess(app), config.federation.clients)
     rounds = config.federation.rounds
     result = strategy.start(grid, to_record(state.shared), num_rounds=rounds, timeout=60)
 
@@ -50,4 +50,4 @@ def test_a_grid_with_too_few_nodes_is_named(tiny_bert: Path, tiny_text_csv: Path
     state = method.start(worker_for(config).setup(method))
     strategy = FlowerStrategy(method, state, config, "flower")
     with pytest.raises(RunError, match=r"3 nodes, but federation\.clients=4"):
-        strategy.start(SequentialGrid(app, 3), to_record(state.shared), num_rounds=1)
+        strategy.start(VirtualGrid(InProcess(app), 3), to_record(state.shared), num_rounds=1)

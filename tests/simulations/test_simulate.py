@@ -1,6 +1,7 @@
 """Whole runs on a tiny model: bytes, bits, stops, failures."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fedlora.server.events import Event, RoundCommitted, RunFailed, RunFinished,
 from fedlora.server.records import Outcome, RunHistory, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations import engines, simulate
-from fedlora.simulations.sequential import SequentialGrid
+from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.simulations.simulate import Watch, resume, run
 from fedlora.wire import FRAME_BYTES
 from tests.tiny import tiny_config
@@ -138,7 +139,13 @@ def interfering(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[Message, Mess
         reply: Message = client_app.app(message=message, context=context)
         return reply
 
-    monkeypatch.setitem(engines.ENGINES, "sequential", lambda config, _: SequentialGrid(app, config.federation.clients))  # type: ignore[arg-type]
+    monkeypatch.setitem(
+        engines.ENGINES,  # type: ignore[arg-type]
+        "sequential",
+        lambda config, _, worker: nullcontext(
+            engines.around(VirtualGrid(InProcess(app), config.federation.clients), worker)
+        ),
+    )
     assert simulate.ENGINES is engines.ENGINES
 
 
@@ -189,7 +196,7 @@ def test_a_client_that_lost_its_fixed_tensors_gets_them_again(
 ) -> None:
     forgotten: list[int] = []
 
-    class Forgetful(SequentialGrid):
+    class Forgetful(VirtualGrid):
         def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
             if len(forgotten) == 1:
                 self.state_of(0).clear()
@@ -197,9 +204,11 @@ def test_a_client_that_lost_its_fixed_tensors_gets_them_again(
             return super().send_and_receive(messages, timeout=timeout)
 
     monkeypatch.setitem(
-        engines.ENGINES,
+        engines.ENGINES,  # type: ignore[arg-type]
         "sequential",
-        lambda config, app: Forgetful(app, config.federation.clients),  # type: ignore[arg-type]
+        lambda config, app, worker: nullcontext(
+            engines.around(Forgetful(InProcess(app), config.federation.clients), worker)
+        ),
     )
     history = run(make("fed_sb", **{"federation.cohort": 4, "federation.rounds": 3}), Watch())
     second, third = history.rounds[2], history.rounds[3]

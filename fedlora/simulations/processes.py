@@ -1,0 +1,139 @@
+"""Worker processes for virtual clients: forked, so that all share one base model and one copy of the data."""
+
+import gc
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
+
+import numpy as np
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.client.worker import Worker
+from fedlora.errors import RunError
+from fedlora.simulations.virtual import WORKER_DIED, Called, call_app
+from fedlora.strategies.base import State, global_tensors
+from fedlora.training.evaluate import Shard, means
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Values = Mapping[str, NDArray[np.float64]]
+
+
+def can_fork() -> bool:
+    """Whether this system starts processes by fork, so that they share what is loaded."""
+    return "fork" in get_all_start_methods()
+
+
+class WorkerPool:
+    """A `Caller` with `workers` processes of one thread each. They are forked from this one at the first call.
+
+    app: what a call runs. worker: this process's, with everything loaded that the children are to share. A child that
+    dies costs the calls that were under way; the next call starts a new set.
+    """
+
+    def __init__(self, app: ClientApp, worker: Worker, workers: int) -> None:
+        self._app, self._worker, self.workers = app, worker, workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._children: set[BaseProcess] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the children: at once if this is the end by an error or an interrupt, else when they are idle."""
+        if error is not None:
+            for child in self._children:
+                child.kill()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+
+    def call(self, message: Message, context: Context) -> Future[Called]:
+        """See `Caller`. The future raises BrokenExecutor if the worker process died."""
+        return self._submit(_call, message, context)
+
+    def measure(self, state: State, split: str, parts: int) -> Callable[[], Mapping[str, float]]:
+        """Begins to measure `state` on `split`, in `parts` calls.
+
+        What it returns, called, gives the metrics, named `<split>_<metric>`: the same bits as in one process, whatever
+        `parts` is. It raises RunError if a worker process died.
+        """
+        tensors = global_tensors(state)
+        shards = [Shard(index, parts) for index in range(parts)]
+        futures = [self._submit(_measure, state.manifest, tensors, split, shard) for shard in shards]
+        return lambda: {f"{split}_{name}": value for name, value in _gathered(futures).items()}
+
+    def _submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        if self._pool is None:
+            self._pool = self._start()
+        try:
+            return self._pool.submit(function, *args, **kwargs)
+        except BrokenExecutor:
+            self._pool = self._start()
+            return self._pool.submit(function, *args, **kwargs)
+
+    def _start(self) -> ProcessPoolExecutor:
+        self._worker.load_all()
+        others = set(active_children())
+        pool = ProcessPoolExecutor(
+            self.workers, get_context("fork"), initializer=_begin, initargs=(self._app, self._worker)
+        )
+        with warnings.catch_warnings():
+            # Python 3.12 warns of any fork beside threads. Ours (a progress bar's) hold no lock that a child takes,
+            # and a child computes with one thread, as OpenMP's threads do not survive a fork.
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            pool.submit(os.getpid)
+        self._children = set(active_children()) - others
+        return pool
+
+
+def _gathered(futures: Sequence[Future[Values]]) -> Mapping[str, float]:
+    try:
+        return means([future.result() for future in futures])
+    except BrokenExecutor as error:
+        raise RunError(WORKER_DIED) from error
+
+
+_app: ClientApp
+_worker: Worker
+
+
+def _begin(app: ClientApp, worker: Worker) -> None:
+    """Makes a fresh child of this process a worker."""
+    global _app, _worker  # noqa: PLW0603 - a pool's tasks find their worker nowhere else
+    _app, _worker = app, worker
+    gc.freeze()  # objects of the parent (its database, say) are not to be collected and closed here
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork either
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides what it means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+    os._exit(1)
+
+
+def _call(message: Message, context: Context) -> Called:
+    return call_app(_app, message, context)
+
+
+def _measure(manifest: Manifest, tensors: Tensors, split: str, shard: Shard) -> Values:
+    adapted = _worker.adapted(manifest)
+    adapted.load(tensors)
+    return _worker.values(adapted, split, shard=shard)
