@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("fedavg", "ffa_lora", "lora_fair", "fed_sb")
 GRIDS = {
-    # Three each, about where a first search of the quick start (1e-3 to 1e-1, `docs/results.jsonl`) was best.
+    # Three each, about where a first search (`first-search-…` in docs/results.jsonl: 1e-3 to 1e-1) was best.
     "fedavg": (3e-3, 1e-2, 3e-2),
     "lora_fair": (3e-3, 1e-2, 3e-2),
     "ffa_lora": (1e-2, 3e-2, 1e-1),
@@ -66,7 +66,7 @@ class Cell:
         return [
             f"strategy={self.strategy}",
             f"adapter.r={self.rank}",
-            *([] if self.scaling is None else [f"adapter.scaling={self.scaling}", "eval.holdout=0"]),
+            *([] if self.scaling is None else [f"adapter.scaling={self.scaling}"]),
             f"train.lr={lr}",
             f"seed={seed}",
             "train.threads=1",

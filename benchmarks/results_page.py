@@ -31,8 +31,7 @@ Made by one command, which goes on where it stopped:
 
 MiniLM-L6 (22.7M parameters) on TREC-6 questions, de-duplicated before the split; 10 clients, 5 a round, 12 rounds of
 10 steps of 16, AdamW, learning rate falling linearly over the rounds, the head (2,310 numbers) trained and averaged by
-all. In the comparison s = 2 for every strategy and clients train on all their rows; the quick start has each strategy's
-own s and holds out a tenth. Float32 throughout.
+all. In the comparison s = 2 for every strategy; the quick start has each strategy's own s. Float32 throughout.
 
 For every cell the learning rate is the best of three on the **validation** split, with a seed of its own: {search}. The
 **test** split is read once a run, after its last round, and chooses nothing. Partitions are drawn from the seed

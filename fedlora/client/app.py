@@ -40,7 +40,12 @@ def train(message: Message, context: Context) -> Message:
         client=task.client,
         tensors=adapted.read(task.manifest.uploaded()),
         samples=result.samples,
-        metrics={"loss": result.loss, **holdout, "seconds": time.perf_counter() - began},
+        metrics={
+            "loss": result.loss,
+            "first_loss": result.first_loss,
+            **holdout,
+            "seconds": time.perf_counter() - began,
+        },
     )
     return Message(write_answer(answer), reply_to=message)
 

@@ -175,10 +175,11 @@ class EvalConfig(Section):
     every: int = Field(1, ge=1, description="rounds between evaluations on the validation split")
     batch: int = Field(64, ge=1, description="records in an evaluation batch")
     holdout: float = Field(
-        0.1,
+        0.0,
         ge=0,
         lt=1,
-        description="part of each client's rows kept from training, to measure the model it receives",
+        description="part of each client's rows kept from training, to measure the model it receives; 0: it trains on"
+        " all, and its loss on its first batch is all that is known of it",
     )
     test: bool = Field(True, description="whether the test split is read, once, after the last round")
 

@@ -42,7 +42,7 @@ def adapter_of(history: RunHistory) -> bytes:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_ends_with_its_results(make: Callable[..., RunConfig], strategy: str) -> None:
-    history = run(make(strategy), Watch())
+    history = run(make(strategy, **{"eval.holdout": 0.1}), Watch())
     assert history.run.status is RunStatus.FINISHED
     assert [record.round for record in history.rounds] == [0, 1, 2]
     assert 0 <= history.run.summary["test_accuracy"] <= 1
@@ -50,7 +50,7 @@ def test_a_run_ends_with_its_results(make: Callable[..., RunConfig], strategy: s
         assert (history.run.folder / name).is_file(), name
     for record in history.rounds[1:]:
         assert [row.outcome for row in record.roster] == [Outcome.REPORTED] * 2
-        assert {"loss", "holdout_accuracy"} <= set(record.roster[0].metrics)
+        assert {"loss", "first_loss", "holdout_accuracy"} <= set(record.roster[0].metrics)
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,15 @@ def metric_chart(history: RunHistory) -> Chart | None:
 
 
 def loss_chart(history: RunHistory) -> Chart | None:
-    """Validation loss, the clients' loss while training, and their spread on held-out rows."""
+    """Validation loss, the clients' loss while training, and their spread on held-out rows or their first batch."""
     lines = line(history.rounds, "validation_loss", "global model, validation split")
     lines += line(history.rounds, "train_loss", "local training", 2, 2)
     mean, bands = spread(history.rounds, "holdout_loss")
-    return _chart(Plot("Loss by round", "round", "loss (nats)", lines + mean, bands))
+    note = ""
+    if not bands:
+        mean, bands = spread(history.rounds, "first_loss")
+        note = "A client's loss is that of the model it receives, on the first batch that it trains on." if bands else ""
+    return _chart(Plot("Loss by round", "round", "loss (nats)", lines + mean, bands, note=note))
 
 
 def cumulative_bytes(rounds: Sequence[RoundRecord]) -> dict[int, int]:
