@@ -6,6 +6,7 @@ FedloraError                 anything below; catch this one
 ├── ModelError               a model cannot be loaded, adapted, exported or merged as asked
 ├── AssetError               a download failed, is corrupted, or the cache cannot be used
 ├── StrategyError            a strategy was asked for something that its mathematics does not allow
+├── PrivacyError             a private step would not be private, or a privacy figure cannot be given
 ├── StoreError               the run store cannot be read or written
 │   └── UnknownRunError      no run of that name or id
 └── RunError                 a run cannot go on (too few clients reported, a diverged model, ...)
@@ -24,6 +25,7 @@ class ExitCode(IntEnum):
     MODEL = 11
     ASSET = 12
     STRATEGY = 13
+    PRIVACY = 14
     STORE = 20
     UNKNOWN_RUN = 21
     RUN_FAILED = 30
@@ -70,6 +72,12 @@ class StrategyError(FedloraError):
     """A strategy was asked for something that its mathematics does not allow."""
 
     exit_code = ExitCode.STRATEGY
+
+
+class PrivacyError(FedloraError):
+    """A private step would not be private, or a privacy figure cannot be given."""
+
+    exit_code = ExitCode.PRIVACY
 
 
 class StoreError(FedloraError):

@@ -47,6 +47,11 @@ class AdaptedModel:
         """Where the adapter lives."""
         return next(iter(self._parameters.values())).device
 
+    @property
+    def layers(self) -> Mapping[str, LoraLayer]:
+        """PEFT's layers by the path of the module they adapt."""
+        return self._layers
+
     @torch.no_grad()
     def load(self, tensors: Tensors) -> None:
         """Copies `tensors` (by manifest name) into the model; tensors that are not named keep their values.

@@ -1,0 +1,1 @@
+"""Differential privacy: per-record gradients, noise, accounting."""
