@@ -1,0 +1,162 @@
+"""An append-only file of JSON entries, each bound to the one before by its hash, durable before `append` returns."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import PrivacyError
+
+GENESIS = "0" * 64
+"""What the first entry names as the hash before it."""
+
+_JOURNAL, _HEAD = "journal.jsonl", "head.json"
+
+
+@dataclass(frozen=True)
+class Head:
+    """How many entries a journal has, and the hash of the last."""
+
+    length: int
+    digest: str
+
+
+class Journal:
+    """The entries of one folder, checked when it is opened. One process at a time: the owner of a journal locks it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._head_path = folder / _JOURNAL, folder / _HEAD
+        self.entries: list[Mapping[str, Any]] = []
+        self._digests: list[str] = []
+
+    @classmethod
+    def create(cls, folder: Path) -> "Journal":
+        """An empty journal in a new folder. Raises PrivacyError if there is one already."""
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = cls(folder)
+        if journal._path.exists():
+            raise PrivacyError(f"{journal._path} exists already: what it holds has been spent; open it instead")
+        _write_durably(journal._path, b"")
+        journal._note_head()
+        return journal
+
+    @classmethod
+    def open(cls, folder: Path) -> "Journal":
+        """The journal in `folder`, every hash checked.
+
+        A last line that has no end was cut off by a crash before `append` returned: it is taken away.
+
+        Raises PrivacyError if the journal is missing, edited, or shorter than its own note of its length.
+        """
+        journal = cls(folder)
+        if not journal._path.exists() or not journal._head_path.exists():
+            raise PrivacyError(
+                f"there is no complete journal in {folder}: without it nobody knows what was spent already, so nothing"
+                " may be. Restore the newest copy; an older one will be refused"
+            )
+        for number, line in enumerate(_whole_lines(journal._path)):
+            journal._take(number, line)
+        journal._check_head()
+        return journal
+
+    @property
+    def head(self) -> Head:
+        """Where the journal stands."""
+        return Head(len(self.entries), self._digests[-1] if self._digests else GENESIS)
+
+    def append(self, entry: Mapping[str, Any]) -> Head:
+        """Adds an entry; when this returns, it survives a power cut."""
+        before = self.head.digest
+        text = _canonical(entry)
+        digest = _digest(before, text)
+        line = json.dumps({"before": before, "entry": json.loads(text), "digest": digest}, sort_keys=True) + "\n"
+        with self._path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(json.loads(text))
+        self._digests.append(digest)
+        self._note_head()
+        return self.head
+
+    def holds(self, head: Head) -> bool:
+        """Whether this journal once stood, or stands, at `head`."""
+        if head.length == 0:
+            return head.digest == GENESIS
+        return head.length <= len(self._digests) and self._digests[head.length - 1] == head.digest
+
+    def _take(self, number: int, line: str) -> None:
+        try:
+            found = json.loads(line)
+            before, entry, digest = found["before"], found["entry"], found["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PrivacyError(f"{self._path}:{number + 1} is no journal entry: the file was edited") from error
+        if before != self.head.digest or digest != _digest(before, _canonical(entry)):
+            raise PrivacyError(
+                f"{self._path}:{number + 1} does not follow from the entry before it: the journal was edited, or parts"
+                " of it are missing. Nothing may be spent on it; restore the newest copy"
+            )
+        self.entries.append(entry)
+        self._digests.append(digest)
+
+    def _note_head(self) -> None:
+        head = self.head
+        new = self._head_path.with_suffix(".new")
+        _write_durably(new, _canonical({"length": head.length, "digest": head.digest}).encode())
+        new.replace(self._head_path)
+        _sync_folder(self._head_path.parent)
+
+    def _check_head(self) -> None:
+        try:
+            noted = json.loads(self._head_path.read_text())
+            head = Head(int(noted["length"]), str(noted["digest"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PrivacyError(f"{self._head_path} is no note of a journal's length: it was edited") from error
+        if not self.holds(head):
+            raise PrivacyError(
+                f"{self._path} has {len(self.entries)} entries, but had {head.length}: it was cut, or is an older copy."
+                " Nothing may be spent on it; restore the newest copy"
+            )
+        if head != self.head:  # a crash came between an entry and its note
+            self._note_head()
+
+
+def _canonical(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _digest(before: str, text: str) -> str:
+    return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
+
+
+def _whole_lines(path: Path) -> Sequence[str]:
+    """The lines that end; what follows the last end is taken off the file."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+            os.fsync(file.fileno())
+    try:
+        return whole.decode("ascii").split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise PrivacyError(f"{path} is no journal: it was edited") from error
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
