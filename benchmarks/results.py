@@ -70,7 +70,7 @@ class Cell:
             f"train.lr={lr}",
             f"seed={seed}",
             "train.threads=1",
-            "engine.name=sequential",
+            "engine=sequential",
             "eval.every=12",
             f"eval.test={'false' if seed == SEARCH_SEED else 'true'}",
             f"name={self.run_name(lr, seed)}",

@@ -24,6 +24,24 @@ _WORDS = {
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
+ELSEWHERE_CALLED = {
+    "learning_rate": "train.lr",
+    "batch_size": "train.batch",
+    "local_steps": "train.steps",
+    "max_steps": "train.steps",
+    "max_grad_norm": "train.clip_norm",
+    "rank": "adapter.r",
+    "lora_r": "adapter.r",
+    "lora_dropout": "adapter.dropout",
+    "target_modules": "adapter.targets",
+    "num_clients": "federation.clients",
+    "clients_per_round": "federation.cohort",
+    "num_rounds": "federation.rounds",
+    "num_workers": "engine.workers",
+}
+"""Names of other libraries for what is meant here."""
+
+
 @dataclass(frozen=True)
 class Key:
     """One key. `type` says in words what it may be; `default` is JSON text, or None where a value must be given.
@@ -76,6 +94,8 @@ def known(name: str, names: Mapping[str, Key]) -> bool:
 def nearest(word: str, candidates: Sequence[str]) -> list[str]:
     """The candidates that `word` was probably meant to be, most probable first; empty if none is near."""
     last = word.rsplit(".", 1)[-1]
+    if ELSEWHERE_CALLED.get(last) in candidates:
+        return [ELSEWHERE_CALLED[last]]
     elsewhere = [name for name in candidates if name.rsplit(".", 1)[-1] == last]
     return difflib.get_close_matches(word, elsewhere or candidates, n=1, cutoff=0.75) or elsewhere
 

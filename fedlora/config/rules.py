@@ -135,19 +135,19 @@ def workers_of_processes(config: RunConfig) -> Iterator[Contradiction]:
         yield Contradiction(
             ("engine.workers", "engine.name"),
             f"engine.workers = {workers} has no meaning with engine.name = sequential, which trains in this process:"
-            " drop it or set 'engine.name=processes'",
+            " drop it or set 'engine=processes'",
         )
     if name == "processes" and config.train.threads not in (None, 1):
         yield Contradiction(
             ("train.threads", "engine.name"),
             f"train.threads = {config.train.threads} contradicts engine.name = processes, whose workers have one thread"
-            " each: drop it and set engine.workers, or set 'engine.name=sequential'",
+            " each: drop it and set engine.workers, or set 'engine=sequential'",
         )
     if name == "processes" and config.train.device == "cuda":
         yield Contradiction(
             ("train.device", "engine.name"),
             "train.device = cuda contradicts engine.name = processes, whose workers share the model by fork, which CUDA"
-            " does not allow: set 'engine.name=sequential' or train.device=cpu",
+            " does not allow: set 'engine=sequential' or train.device=cpu",
         )
 
 

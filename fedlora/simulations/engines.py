@@ -82,8 +82,8 @@ def settle(config: RunConfig) -> RunConfig:
     """
     if config.engine.name == "processes" and not _fit_to_fork(config):
         raise RunError(
-            "engine.name=processes cannot work here: it forks workers that share a model on the CPU, and this system"
-            " starts no process by fork, or the device is CUDA; set engine.name=sequential"
+            "engine=processes cannot work here: it forks workers that share a model on the CPU, and this system"
+            " starts no process by fork, or the device is CUDA; set engine=sequential"
         )
     cores = torch.get_num_threads()
     workers = config.engine.workers or min(cores, config.federation.cohort)

@@ -17,7 +17,7 @@ CLIENT_RAISED = 2
 
 WORKER_DIED = (
     "a worker process ended before it answered, probably killed for lack of memory: lower engine.workers or"
-    " train.batch, or set engine.name=sequential"
+    " train.batch, or set engine=sequential"
 )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora.config.compose import compose
-from fedlora.config.keys import keys
+from fedlora.config.keys import ELSEWHERE_CALLED, keys
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError
 
@@ -149,3 +149,10 @@ def test_a_dropped_letter_never_composes_silently(name: str, data: st.DataObject
 def test_no_text_makes_anything_but_a_configuration_or_a_config_error(overrides: list[str]) -> None:
     with suppress(ConfigError):
         assert isinstance(compose(overrides), RunConfig)
+
+
+@pytest.mark.parametrize(("said", "meant"), ELSEWHERE_CALLED.items())
+def test_other_libraries_names_are_understood(said: str, meant: str) -> None:
+    assert meant in keys()
+    found = problems([f"{meant.split('.')[0]}.{said}=7", f"{said}=7"])
+    assert [f"did you mean '{meant}'" in text for text in found].count(True) >= 2, found

@@ -221,7 +221,7 @@ def test_auto_stays_in_one_process_where_it_cannot_fork(make: Make, monkeypatch:
     monkeypatch.setattr(engines, "can_fork", lambda: False)
     config = make(0).model_copy(update={"engine": EngineConfig()})
     assert settle(config).engine.name == "sequential"
-    with pytest.raises(RunError, match=r"engine\.name=sequential"):
+    with pytest.raises(RunError, match=r"engine=sequential"):
         settle(config.model_copy(update={"engine": EngineConfig(name="processes")}))
 
 
