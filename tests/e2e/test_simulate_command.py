@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,9 @@ def wait_for_round(process: subprocess.Popen[str], folder: Path, number: int) ->
 def test_ctrl_c_stops_a_sweep(fedlora: Fedlora, tiny: list[str], tmp_path: Path) -> None:
     sweep = ["simulate", "-m", "--jobs", "2", *tiny, "federation.rounds=400", "seed=range(0,6)"]
     command = [sys.executable, "-m", "fedlora.cli", *sweep]
-    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:
+    # A shell that was told to work in the background ignores Ctrl-C, and so would all that it starts.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, preexec_fn=listening) as process:
         wait_for_round(process, tmp_path, 1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
         assert process.wait(timeout=120) == ExitCode.INTERRUPTED

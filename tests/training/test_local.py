@@ -96,7 +96,7 @@ def test_only_the_trained_tensors_move_and_all_of_them_do(
 
 def test_training_learns(tiny_bert: Path, tiny_text_csv: Path) -> None:
     adapter = {"r": 4, "targets": ["query", "value", "dense"]}
-    prepared = prepare(tiny_bert, tiny_text_csv, adapter=adapter, train={"lr": 0.03, "steps": 80, "batch": 16})
+    prepared = prepare(tiny_bert, tiny_text_csv, adapter=adapter, train={"lr": 0.01, "steps": 80, "batch": 16})
     result = train(prepared, range(200))
     assert (result.steps, result.samples) == (80, 200)
     assert result.last_loss < 0.5 * result.first_loss
