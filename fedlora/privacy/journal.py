@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlora.errors import PrivacyError
+from fedlora.server.durable import replace_synced, write_synced
 
 GENESIS = "0" * 64
 """What the first entry names as the hash before it."""
@@ -39,7 +40,7 @@ class Journal:
         journal = cls(folder)
         if journal._path.exists():
             raise PrivacyError(f"{journal._path} exists already: what it holds has been spent; open it instead")
-        _write_durably(journal._path, b"")
+        write_synced(journal._path, b"")  # its name is synced with the note beside it
         journal._note_head()
         return journal
 
@@ -103,11 +104,7 @@ class Journal:
         self._digests.append(digest)
 
     def _note_head(self) -> None:
-        head = self.head
-        new = self._head_path.with_suffix(".new")
-        _write_durably(new, _canonical({"length": head.length, "digest": head.digest}).encode())
-        new.replace(self._head_path)
-        _sync_folder(self._head_path.parent)
+        replace_synced(self._head_path, _canonical(asdict(self.head)).encode())
 
     def _check_head(self) -> None:
         try:
@@ -144,19 +141,3 @@ def _whole_lines(path: Path) -> Sequence[str]:
         return whole.decode("ascii").split("\n")[:-1]
     except UnicodeDecodeError as error:
         raise PrivacyError(f"{path} is no journal: it was edited") from error
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
