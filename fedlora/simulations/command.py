@@ -83,8 +83,8 @@ def resume_one(store_folder: Path, name: str, rounds: int | None, console: Conso
             )
         if info.status is RunStatus.FINISHED:
             console.print(
-                f"run {info.id} was finished: the learning rate follows the schedule of {rounds} rounds from now on, and"
-                " the test split is read once more",
+                f"run {info.id} was finished: the learning rate follows the schedule of {rounds} rounds from now on,"
+                " and the test split is read once more",
                 style="yellow",
             )
         return _watched(console, lambda watch: resume(store, info, watch, rounds=rounds))

@@ -19,6 +19,7 @@ from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.strategies.base import State
 from fedlora.training.settings import resolve_device
 
+
 @dataclass(frozen=True)
 class Engine:
     """What a run needs of an engine.
@@ -60,7 +61,9 @@ def around(grid: Grid, worker: Worker) -> Engine:
         metrics = measure_state(worker, state, split)
         return lambda: metrics
 
-    return Engine(grid, lambda messages, timeout: lambda: grid.send_and_receive(messages, timeout=timeout), measure, ahead=False)
+    return Engine(
+        grid, lambda messages, timeout: lambda: grid.send_and_receive(messages, timeout=timeout), measure, ahead=False
+    )
 
 
 def _measure_in(

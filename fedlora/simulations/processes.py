@@ -113,7 +113,7 @@ _worker: Worker
 
 def _begin(app: ClientApp, worker: Worker) -> None:
     """Makes a fresh child of this process a worker."""
-    global _app, _worker  # noqa: PLW0603 - a pool's tasks find their worker nowhere else
+    global _app, _worker
     _app, _worker = app, worker
     gc.freeze()  # objects of the parent (its database, say) are not to be collected and closed here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork either

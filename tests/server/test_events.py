@@ -100,13 +100,25 @@ def test_a_committed_round_tells_what_its_record_has(samples: ModuleType) -> Non
 def test_a_log_is_read_back(tmp_path: Path, samples: ModuleType) -> None:
     row = samples.record(1).roster[1]
     stream: list[Event] = [
-        RunStarted(run="r", name="n", strategy="fedavg", rounds=1, clients=3, cohort=2, engine="sequential", folder="/runs/r"),
+        RunStarted(
+            run="r", name="n", strategy="fedavg", rounds=1, clients=3, cohort=2, engine="sequential", folder="/runs/r"
+        ),
         started(1),
         ClientReported(run="r", round=1, row=samples.record(1).roster[0]),
         ClientRefused(run="r", round=1, row=row),
         committed(samples),
         RunStopped(run="r", round=1, rounds=2, reason="Ctrl-C", seconds=3.0),
-        RunResumed(run="r", name="n", strategy="x", round=1, rounds=2, clients=3, cohort=2, engine="sequential", folder="/runs/r"),
+        RunResumed(
+            run="r",
+            name="n",
+            strategy="x",
+            round=1,
+            rounds=2,
+            clients=3,
+            cohort=2,
+            engine="sequential",
+            folder="/runs/r",
+        ),
         RunFailed(run="r", round=1, rounds=2, error="RunError", reason="too few\nclients", seconds=1.0),
         RunFinished(run="r", round=2, rounds=2, summary={"test_accuracy": 0.9}, seconds=3.0),
     ]

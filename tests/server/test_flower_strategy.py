@@ -12,8 +12,8 @@ from fedlora.config.strategy import make_strategy
 from fedlora.errors import RunError
 from fedlora.server.checkpoint import load
 from fedlora.server.flower_strategy import FlowerStrategy
-from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.simulations.simulate import Watch, resolve, run
+from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.wire import to_record
 from tests.tiny import tiny_config
 

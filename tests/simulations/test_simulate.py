@@ -18,8 +18,8 @@ from fedlora.server.events import Event, RoundCommitted, RunFailed, RunFinished,
 from fedlora.server.records import Outcome, RunHistory, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations import engines, simulate
-from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.simulations.simulate import Watch, resume, run
+from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.wire import FRAME_BYTES
 from tests.tiny import tiny_config
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlora.server.aggregation_error import AggregationError
 from fedlora.adapters.manifest import Delivery
+from fedlora.server.aggregation_error import AggregationError
 from fedlora.strategies.base import Strategy, global_tensors, keeps_client_state
 from fedlora.strategies.registry import get, strategies
 from tests.strategies import worlds

@@ -73,7 +73,9 @@ def loss_chart(history: RunHistory) -> Chart | None:
     note = ""
     if not bands:
         mean, bands = spread(history.rounds, "first_loss")
-        note = "A client's loss is that of the model it receives, on the first batch that it trains on." if bands else ""
+        note = (
+            "A client's loss is that of the model it receives, on the first batch that it trains on." if bands else ""
+        )
     return _chart(Plot("Loss by round", "round", "loss (nats)", lines + mean, bands, note=note))
 
 
