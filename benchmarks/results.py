@@ -11,16 +11,14 @@ command goes on where it stopped.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results_page import write_page
+from benchmarks.runs import Book, Job, make
 
 if TYPE_CHECKING:
     from fedlora.server.records import RunHistory
@@ -35,7 +33,7 @@ GRIDS = {
 }
 SEEDS = range(5)
 QUICK = "dirichlet-0.5"
-RUNS = Path("docs/results.jsonl")
+RUNS = Book(Path("docs/results.jsonl"))
 SEARCH_SEED = 1000
 PARTITIONS = {
     "iid": ("data/partition=iid",),
@@ -73,7 +71,6 @@ class Cell:
             "engine=sequential",
             "eval.every=12",
             f"eval.test={'false' if seed == SEARCH_SEED else 'true'}",
-            f"name={self.run_name(lr, seed)}",
             *PARTITIONS[self.partition],
         ]
 
@@ -83,36 +80,9 @@ class Cell:
         return f"{self.partition}-{self.strategy}-r{self.rank}{scaling}-lr{lr:g}-s{seed}"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to make."""
-
-    cell: Cell
-    lr: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The run's name in the store."""
-        return self.cell.run_name(self.lr, self.seed)
-
-
-def run_job(job: Job, store: str) -> dict[str, Any]:
-    """Makes one run, in a process of a pool, and returns its figures.
-
-    Raises RunError if a run diverges; but a learning rate that does so in the search is out, with validation 0.
-    """
-    from fedlora.config.compose import compose
-    from fedlora.errors import RunError
-    from fedlora.simulations.simulate import Watch, run
-
-    try:
-        history = run(compose([*job.cell.overrides(job.lr, job.seed), f"store={store}"]), Watch())
-    except RunError as error:
-        if job.seed != SEARCH_SEED:
-            raise
-        return {"name": job.name, "validation": 0.0, "seconds": 0.0, "failed": str(error)}
-    return {"name": job.name, **figures(history)}
+def job_of(cell: Cell, lr: float, seed: int) -> Job:
+    """One run to make; a learning rate that diverges in the search is out."""
+    return Job(cell.run_name(lr, seed), tuple(cell.overrides(lr, seed)), may_diverge=seed == SEARCH_SEED)
 
 
 def figures(history: "RunHistory") -> dict[str, Any]:
@@ -130,32 +100,9 @@ def figures(history: "RunHistory") -> dict[str, Any]:
     }
 
 
-def read_runs() -> dict[str, dict[str, Any]]:
-    """The figures of each run that was made, by name."""
-    lines = RUNS.read_text().splitlines() if RUNS.exists() else []
-    return {found["name"]: found for found in map(json.loads, lines)}
-
-
-def make(jobs: Iterable[Job], store: Path, processes: int) -> None:
-    """Makes the runs that are missing, `processes` at a time, one thread each, and notes the figures of each."""
-    have = read_runs()
-    todo = [job for job in dict.fromkeys(jobs) if job.name not in have]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_job, job, str(store)) for job in todo]
-        for number, future in enumerate(as_completed(futures), 1):
-            found = future.result()
-            with RUNS.open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            print(
-                f"[{number}/{len(todo)}] {found['name']}: {found['validation']:.3f} in {found['seconds']:.0f} s",
-                flush=True,
-            )
-
-
 def best_rates(cells: Sequence[Cell]) -> dict[Cell, float]:
     """The learning rate of each cell with the best validation accuracy after the last round (the lower, if equal)."""
-    have = read_runs()
+    have = RUNS.read()
     return {
         cell: max(
             GRIDS[cell.strategy], key=lambda lr, cell=cell: (have[cell.run_name(lr, SEARCH_SEED)]["validation"], -lr)
@@ -183,11 +130,11 @@ def main() -> None:
     grid = [] if asked.quickstart else cells_of(["equal-rank", "equal-bytes"], ["iid", "dirichlet-0.1"])
     if not asked.page_only:
         cells = quick + grid
-        make(
-            (Job(cell, lr, SEARCH_SEED) for cell in cells for lr in GRIDS[cell.strategy]), asked.store, asked.processes
-        )
+        searched = (job_of(cell, lr, SEARCH_SEED) for cell in cells for lr in GRIDS[cell.strategy])
+        make(searched, figures, RUNS, asked.store, asked.processes)
         rates = best_rates(cells)
-        make((Job(c, rates[c], s) for c in cells for s in seeds_of(c)), asked.store, asked.processes)
+        seeds = (job_of(cell, rates[cell], seed) for cell in cells for seed in seeds_of(cell))
+        make(seeds, figures, RUNS, asked.store, asked.processes)
     write_page(collect(quick), collect(grid), Path("docs/results.md"), GRIDS)
 
 
@@ -198,7 +145,7 @@ def seeds_of(cell: Cell) -> Iterable[int]:
 
 def collect(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """The figures of each cell's seeds at its best learning rate."""
-    have, rates = read_runs(), best_rates(cells)
+    have, rates = RUNS.read(), best_rates(cells)
     return [
         {
             "strategy": cell.strategy,

@@ -7,12 +7,15 @@ A task (server → client) holds
 An answer (client → server) holds
     arrays   the trained tensors that travel
     metrics  `num-examples`, and what the client measured
-    answer   run, round and client, repeated
+    answer   run, round and client, repeated; under local DP also where the client's ledger stands
+Or, if the client will not take part,
+    declined the reason
 
 Nothing read here is trusted: `read_tensors` checks names, shapes and dtypes against the manifest before it decodes
 a byte, and NumPy decodes without pickle.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +31,12 @@ from fedlora.config.schema import RunConfig
 SAMPLES = "num-examples"
 """Flower's usual name for the number of training rows behind an update."""
 
+DECLINED = "declined"
+MOST_REASON = 1000
+"""Characters of a client's reason that are kept."""
+
+_HEX = re.compile(r"[0-9a-f]{1,64}")
+
 FRAME_BYTES = 128
 """What Flower's serialisation (the .npy format) adds to the values of one small-rank array: its header."""
 
@@ -41,7 +50,8 @@ class TrainTask:
     """One client's work in one round, as it is sent.
 
     once: `None` where the client already has those tensors. fixed_digest: SHA-256 of the fixed tensors, which the
-    client compares with what it holds before it trains.
+    client compares with what it holds before it trains. receipt: the server's newest for the client's ledger, as JSON,
+    or "". deadline: seconds since the epoch after which an answer does not count; None: there is none.
     """
 
     run: str
@@ -52,11 +62,25 @@ class TrainTask:
     tensors: Tensors
     once: Tensors | None
     fixed_digest: str
+    receipt: str = ""
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class LedgerHead:
+    """Where a client's privacy ledger stands: its id, how many entries it has, the hash of the last."""
+
+    ledger: str
+    length: int
+    digest: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A client's answer: its trained tensors, the rows it trained on, and its measurements."""
+    """A client's answer: its trained tensors, the rows it trained on, and its measurements.
+
+    samples: under local DP always 1, as the count is private. head: of its ledger, under local DP.
+    """
 
     run: str
     round: int
@@ -64,6 +88,7 @@ class Answer:
     tensors: Tensors
     samples: int
     metrics: Mapping[str, float]
+    head: LedgerHead | None = None
 
 
 def to_record(tensors: Tensors) -> ArrayRecord:
@@ -91,6 +116,8 @@ def write_task(task: TrainTask, arrays: ArrayRecord, once: ArrayRecord | None) -
             "experiment": task.config.model_dump_json(),
             "manifest": task.manifest.to_json(),
             "fixed-digest": task.fixed_digest,
+            "receipt": task.receipt,
+            "deadline": -1.0 if task.deadline is None else task.deadline,
         }
     )
     records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {"arrays": arrays, "task": fields}
@@ -111,6 +138,7 @@ def read_task(content: RecordDict) -> TrainTask:
         arrays = content.array_records["arrays"]
         numbers = int(str(fields["round"])), int(str(fields["client"]))
         run, digest = str(fields["run"]), str(fields["fixed-digest"])
+        receipt, deadline = str(fields["receipt"]), float(str(fields["deadline"]))
     except KeyError as missing:
         raise WireError(f"the task's message has no {missing}") from missing
     except (TypeError, ValueError) as error:
@@ -125,6 +153,8 @@ def read_task(content: RecordDict) -> TrainTask:
         tensors=read_tensors(arrays, {name: manifest.tensors[name] for name in arrays if name in manifest.tensors}),
         once=None if once is None else read_tensors(once, {n: s for n, s in manifest.tensors.items() if n in once}),
         fixed_digest=digest,
+        receipt=receipt,
+        deadline=None if deadline < 0 else deadline,
     )
 
 
@@ -132,7 +162,22 @@ def write_answer(answer: Answer) -> RecordDict:
     """The content of an answer's message."""
     metrics = MetricRecord({SAMPLES: answer.samples, **answer.metrics})
     identity = ConfigRecord({"run": answer.run, "round": answer.round, "client": answer.client})
+    if answer.head is not None:
+        identity["ledger"] = answer.head.ledger
+        identity["ledger-length"] = answer.head.length
+        identity["ledger-digest"] = answer.head.digest
     return RecordDict({"arrays": to_record(answer.tensors), "metrics": metrics, "answer": identity})
+
+
+def write_declined(reason: str) -> RecordDict:
+    """The content of the message with which a client says no."""
+    return RecordDict({DECLINED: ConfigRecord({"reason": reason})})
+
+
+def declined_reason(content: RecordDict) -> str | None:
+    """Why the client said no; None if it did not."""
+    record = content.config_records.get(DECLINED)
+    return None if record is None else str(record.get("reason"))[:MOST_REASON]
 
 
 def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
@@ -159,7 +204,19 @@ def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
         ),
         samples=samples,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, int | float)},
+        head=_ledger_head(identity),
     )
+
+
+def _ledger_head(identity: ConfigRecord) -> LedgerHead | None:
+    if "ledger" not in identity:
+        return None
+    found = LedgerHead(
+        str(identity["ledger"]), _whole_number(identity, "ledger-length"), str(identity.get("ledger-digest"))
+    )
+    if not (_HEX.fullmatch(found.ledger) and _HEX.fullmatch(found.digest) and found.length >= 0):
+        raise WireError("the answer's ledger head is no ledger's: its id and hash must be hexadecimal")
+    return found
 
 
 def read_tensors(record: ArrayRecord, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:

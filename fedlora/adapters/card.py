@@ -7,18 +7,23 @@ import yaml
 
 from fedlora.config.schema import RunConfig
 from fedlora.data.catalog import datasets, models
+from fedlora.privacy.account import Account
 
 
-def model_card(kind: str, config: RunConfig, card: Mapping[str, Any], summary: Mapping[str, float]) -> str:
+def model_card(
+    kind: str, config: RunConfig, card: Mapping[str, Any], summary: Mapping[str, float], account: Account
+) -> str:
     """The text of README.md.
 
-    kind: "adapter" or "merged model". card: the task's (`Task.card`). summary: the run's final figures.
+    kind: "adapter" or "merged model". card: the task's (`Task.card`). summary: the run's final figures. account: what
+    is known of its privacy.
     """
     sections = [
         f"---\n{_front_matter(kind, config)}---",
         f"# {config.name or config.strategy.name}: {_KINDS[kind]}",
         _origin(config, card),
         _usage(kind, card),
+        _privacy(account),
         _figures(summary),
         _licences(config),
     ]
@@ -67,6 +72,25 @@ def _figures(summary: Mapping[str, float]) -> str:
         return ""
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in summary.items())
     return f"## Figures\n\n| name | value |\n|---|---|\n{rows}"
+
+
+def _privacy(account: Account) -> str:
+    promise, figures = account.promise, account.promise["figures"]
+    lines = [account.sentence() + "."]
+    if figures is not None:
+        mechanism = (
+            f"- Mechanism: {promise['mode']}; σ = {figures['noise_multiplier']:.4g}, C = {figures['clip']:g},"
+            f" q = {figures['rate']:g}, {figures['steps']} steps in each of up to {figures['participations']} rounds,"
+            f" divisor {figures['divisor']:g}"
+        )
+        lines += [
+            mechanism,
+            f"- Unit: {figures['unit']}; adjacency: {figures['adjacency']}; accountant: {figures['accountant']}",
+            f"- Trusted: {promise['trusted']}",
+            f"- Released: {promise['released']}",
+            *(f"- It rests on this: {assumption}" for assumption in promise["assumptions"]),
+        ]
+    return "## Privacy\n\n" + "\n".join(lines)
 
 
 def _licences(config: RunConfig) -> str:

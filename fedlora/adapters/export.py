@@ -12,6 +12,8 @@ from fedlora.adapters.modules import is_transposed, linear_layer
 from fedlora.adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE, config_json, fold, weights_bytes
 from fedlora.config.schema import ModelConfig, RunConfig
 from fedlora.errors import ModelError
+from fedlora.privacy.account import FILE as PRIVACY_FILE
+from fedlora.privacy.account import Account, promised
 from fedlora.server.records import json_number
 from fedlora.tasks.base import Task
 
@@ -27,19 +29,21 @@ def export_adapter(
     task: Task,
     config: RunConfig,
     summary: Mapping[str, float],
+    account: Account | None = None,
 ) -> Path:
     """Writes the adapter to `folder`, whole or not at all; an earlier export there is replaced. Returns `folder`.
 
     `PeftModel.from_pretrained(base, folder)` loads it without fedlora. The head is in it whether it was trained or
     not: it was made for the task, so the base model lacks it. LoRA-SB is folded: A as it is, B·R (in float64, rounded
-    to float32) as B. Also in the folder: tokenizer or image processor, a model card, and `fedlora.json`.
+    to float32) as B. Also in the folder: tokenizer or image processor, a model card, `privacy.json` and `fedlora.json`.
 
-    tensors: all of the manifest's (`global_tensors` of a state). summary: figures for the card.
+    tensors: all of the manifest's (`global_tensors` of a state). summary: figures for the card. account: the run's
+    privacy; None: what the configuration promises.
 
     Raises ModelError if a tensor is missing or `folder` holds something else, StoreError if it cannot be written.
     """
     adapter = fold(manifest, tensors)
-    card = task.card()
+    card, account = task.card(), account or promised(config)
     skeleton = task.load_skeleton()
     settings = config_json(
         adapter,
@@ -52,7 +56,8 @@ def export_adapter(
         task.save_processor(str(draft))
         (draft / CONFIG_FILE).write_bytes(settings)
         (draft / WEIGHTS_FILE).write_bytes(weights_bytes(adapter))
-        (draft / "README.md").write_text(model_card("adapter", config, card, summary), encoding="utf-8")
+        (draft / "README.md").write_text(model_card("adapter", config, card, summary, account), encoding="utf-8")
+        (draft / PRIVACY_FILE).write_text(account.to_json(), encoding="utf-8")
         (draft / ORIGIN_FILE).write_text(_origin(config, card, summary), encoding="utf-8")
     return folder
 
@@ -64,7 +69,9 @@ def base_reference(model: ModelConfig) -> str:
 
 def _origin(config: RunConfig, card: Mapping[str, Any], summary: Mapping[str, float]) -> str:
     # No paths of this machine but that of a local base model, without which it could not be merged.
-    made = config.model_dump(mode="json", exclude={"store": True, "output": True, "data": {"path"}})
+    made = config.model_dump(
+        mode="json", exclude={"store": True, "output": True, "data": {"path"}, "privacy": {"ledgers"}}
+    )
     figures = {name: json_number(value) for name, value in summary.items()}
     return json.dumps({"config": made, "labels": list(card["labels"]), "summary": figures}, indent=2) + "\n"
 

@@ -14,6 +14,8 @@ from fedlora.adapters.modules import is_transposed, linear_layer
 from fedlora.adapters.peft_format import Array, LoraFactors
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ModelError
+from fedlora.privacy.account import FILE as PRIVACY_FILE
+from fedlora.privacy.account import Account, promised
 from fedlora.tasks.base import Task
 
 
@@ -25,10 +27,12 @@ def merge_adapter(
     task: Task,
     config: RunConfig,
     summary: Mapping[str, float],
+    account: Account | None = None,
 ) -> Path:
     """Merges `adapter` into `base` (in place) and saves it to `folder`, whole or not at all. Returns `folder`.
 
-    Also written: tokenizer or image processor, and a model card. An earlier merge in `folder` is replaced.
+    Also written: tokenizer or image processor, a model card and privacy.json. An earlier merge in `folder` is replaced.
+    account: the run's privacy; None: what the configuration promises.
 
     Raises ModelError if the adapter does not fit, is not finite, or `folder` holds something else; StoreError if it
     cannot be written.
@@ -36,10 +40,13 @@ def merge_adapter(
     if not isinstance(base, PreTrainedModel):
         raise ModelError(f"{type(base).__name__} is no transformers model: it cannot be saved as one")
     merge_into(base, adapter)
+    account = account or promised(config)
     with whole_folder(folder, "config.json") as draft:
         base.save_pretrained(draft)
         task.save_processor(str(draft))
-        (draft / "README.md").write_text(model_card("merged model", config, task.card(), summary), encoding="utf-8")
+        card = model_card("merged model", config, task.card(), summary, account)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        (draft / PRIVACY_FILE).write_text(account.to_json(), encoding="utf-8")
     return folder
 
 

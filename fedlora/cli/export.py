@@ -12,6 +12,7 @@ from fedlora.cli.output import emit_json, stdout
 if TYPE_CHECKING:  # heavy: torch, transformers
     from fedlora.adapters.peft_format import LoraFactors
     from fedlora.config.schema import RunConfig
+    from fedlora.privacy.account import Account
     from fedlora.server.checkpoint import Checkpoint
     from fedlora.server.records import RunInfo
     from fedlora.tasks.base import Task
@@ -39,6 +40,7 @@ def export(
     By default into the run's folder: `adapter`, or `adapter-round-N` for a chosen round.
     """
     from fedlora.adapters.export import export_adapter
+    from fedlora.privacy.account import read_account
     from fedlora.strategies.base import global_tensors
 
     found = _open_run(store, run, round_number)
@@ -50,6 +52,7 @@ def export(
         task=found.task,
         config=found.config,
         summary=found.figures,
+        account=read_account(found.info.folder),
     )
     _report(as_json, "adapter", folder, {"run": found.info.id, "round": found.checkpoint.round})
 
@@ -75,6 +78,7 @@ def merge(
         task=found.task,
         config=found.config,
         summary=found.figures,
+        account=found.account,
     )
     _report(as_json, "merged model", folder, {"source": source})
 
@@ -89,8 +93,11 @@ class _Run:
     @property
     def figures(self) -> Mapping[str, float]:
         """The figures of the checkpoint's round, and those of the run's end if that is its last round."""
+        from fedlora.simulations.results import may_leave
+
         of_round = self.checkpoint.record.metrics
-        return {**of_round, **self.info.summary} if self.checkpoint.round == self.info.rounds else of_round
+        found = {**of_round, **self.info.summary} if self.checkpoint.round == self.info.rounds else of_round
+        return may_leave(self.config, found)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class _Merge:
     task: "Task"
     config: "RunConfig"
     figures: Mapping[str, float]
+    account: "Account | None"
     default: Path
 
 
@@ -121,22 +129,25 @@ def _open_run(store: Path, text: str, round_number: int | None) -> _Run:
 
 def _from_run(store: Path, text: str) -> _Merge:
     from fedlora.adapters.peft_format import fold
+    from fedlora.privacy.account import read_account
     from fedlora.strategies.base import global_tensors
 
     run = _open_run(store, text, None)
     state = run.checkpoint.state
     adapter = fold(state.manifest, global_tensors(state))
-    return _Merge(adapter, run.task, run.config, run.figures, run.info.folder / "merged")
+    account = read_account(run.info.folder)
+    return _Merge(adapter, run.task, run.config, run.figures, account, run.info.folder / "merged")
 
 
 def _from_folder(folder: Path) -> _Merge:
     from fedlora.adapters.export import read_origin
     from fedlora.adapters.peft_format import read_adapter
+    from fedlora.privacy.account import read_account
     from fedlora.tasks.registry import make_task
 
     config, labels, figures = read_origin(folder)
     default = folder.absolute().with_name(f"{folder.absolute().name}-merged")
-    return _Merge(read_adapter(folder), make_task(config, labels), config, figures, default)
+    return _Merge(read_adapter(folder), make_task(config, labels), config, figures, read_account(folder), default)
 
 
 def _report(as_json: bool, what: str, folder: Path, facts: Mapping[str, str | int]) -> None:

@@ -71,6 +71,7 @@ def _show(plan: "Plan", console: Console) -> None:
         "in all": f"{bytes_text(plan.total_bytes)} over {federation.rounds} rounds of {federation.cohort} clients",
         "steps": f"{plan.steps:,} of {plan.config.train.batch} records; each client takes part in"
         f" {plan.participations:.1f} rounds on average",
+        **_privacy(plan),
         "memory": f"about {bytes_text(memory.total)}: base {bytes_text(memory.base)},"
         + (f" and for each of {memory.workers} workers:" if memory.workers > 1 else "")
         + f" adapter {bytes_text(memory.adapter)}, activations up to {bytes_text(memory.activations)}"
@@ -80,6 +81,24 @@ def _show(plan: "Plan", console: Console) -> None:
     console.print(_facts(facts))
     console.print(_holders(plan))
     console.print(_guarantees(plan))
+
+
+def _privacy(plan: "Plan") -> dict[str, str]:
+    """The mechanism and what it takes, under DP. What it promises is among what holds."""
+    said, local = plan.privacy, plan.config.privacy.local
+    if said.figures is None:
+        return {}
+    figures, mean = said.figures, plan.rows["train"] / plan.config.federation.clients
+    rounds = f"at most {figures.participations} rounds"
+    facts = {
+        "privacy": f"{said.mode}: σ = {figures.noise_multiplier:.4g}, C = {figures.clip:g}, q = {figures.rate:g},"
+        + (f" {figures.steps} steps in each of {rounds}" if local else f" {rounds}"),
+        "sums": f"divided by {figures.divisor:g}"
+        + (f"; a step draws {figures.rate * mean:.0f} of a client's {mean:.0f} rows on average" if local else ""),
+        "unit": figures.unit,
+        "trusted": said.trusted,
+    }
+    return facts | ({"careful": "; ".join(plan.cautions)} if plan.cautions else {})
 
 
 def _apart(total: int, head: int) -> str:

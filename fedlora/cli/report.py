@@ -51,7 +51,7 @@ def compare_runs(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a line for each configuration.")] = False,
 ) -> None:
     """Put runs beside each other; those that differ only in their seed become mean ± standard deviation."""
-    from fedlora.simulations.compare import group_runs
+    from fedlora.simulations.compare import group_runs, privacy_together
     from fedlora.simulations.report import write_comparison
     from fedlora.simulations.report.comparison import compare, shared_metric
 
@@ -62,12 +62,15 @@ def compare_runs(
     histories = _histories(store, runs)
     comparison = compare(group_runs(histories), shared_metric(histories))
     page = write_comparison(histories, output) if output else None
+    together = privacy_together(histories)
     if as_json:
-        emit_json({**asdict(comparison), "page": str(page) if page else None})
+        emit_json({**asdict(comparison), "page": str(page) if page else None, "privacy": together})
     elif as_csv:
         _write_csv(comparison)
     else:
         stdout().print(_table(comparison))
+        if together:
+            stdout().print(together, markup=False)
         if page:
             _wrote(page, False, {})
 

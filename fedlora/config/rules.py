@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from fedlora.config.schema import RunConfig
+from fedlora.config.strategy import make_strategy
+from fedlora.privacy.promises import refused
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ _DEPENDENT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "data.prompt": ("task.name", (), ("causal_lm",)),
     "data.answer": ("task.name", (), ("causal_lm",)),
     "data.image": ("task.name", (), ("image_classification",)),
+    "privacy.epsilon": ("privacy.name", ("dp", "central"), ()),
+    "privacy.noise_multiplier": ("privacy.name", ("dp", "central"), ()),
+    "privacy.participations": ("privacy.name", ("dp",), ()),
+    "privacy.ceiling": ("privacy.name", ("dp",), ()),
+    "privacy.ledgers": ("privacy.name", ("dp",), ()),
+    "privacy.clip_quantile": ("privacy.name", ("central",), ()),
+    "privacy.count_noise": ("privacy.name", ("central",), ()),
 }
 
 
@@ -151,6 +160,73 @@ def workers_of_processes(config: RunConfig) -> Iterator[Contradiction]:
         )
 
 
+def noise_of_privacy(config: RunConfig) -> Iterator[Contradiction]:
+    """Differential privacy is nothing without a size."""
+    privacy = config.privacy
+    if privacy.name != "none" and privacy.epsilon is None and privacy.noise_multiplier is None:
+        yield Contradiction(
+            ("privacy.epsilon", "privacy.noise_multiplier", "privacy.name"),
+            f"privacy.name = {privacy.name} needs to know how private: set 'privacy.epsilon=3', to which the noise is"
+            " made to fit, or 'privacy.noise_multiplier=1', whose epsilon `fedlora plan` then tells",
+        )
+
+
+def clipping_of_privacy(config: RunConfig) -> Iterator[Contradiction]:
+    """Under DP-SGD every unit's gradient is clipped already."""
+    if config.privacy.local and config.train.clip_norm is not None:
+        yield Contradiction(
+            ("train.clip_norm", "privacy.name"),
+            f"train.clip_norm = {config.train.clip_norm} clips a batch's gradient; with privacy.name = dp each unit's"
+            " is clipped instead: drop it and set privacy.clip",
+        )
+
+
+def unit_of_privacy(config: RunConfig) -> Iterator[Contradiction]:
+    """Only DP-SGD knows units; under central DP the unit is the client."""
+    if config.privacy.unit != "record" and not config.privacy.local:
+        yield Contradiction(
+            ("privacy.unit", "privacy.name"),
+            f"privacy.unit = {config.privacy.unit} has no meaning with privacy.name = {config.privacy.name}, only with"
+            " dp: drop it or set 'privacy=dp'",
+        )
+
+
+def quantile_of_count_noise(config: RunConfig) -> Iterator[Contradiction]:
+    """The noise of a count that is not taken."""
+    if config.privacy.count_noise is not None and config.privacy.clip_quantile is None:
+        yield Contradiction(
+            ("privacy.count_noise", "privacy.clip_quantile"),
+            f"privacy.count_noise = {config.privacy.count_noise} has no meaning while the clip is fixed: set"
+            " 'privacy.clip_quantile=0.5' or drop it",
+        )
+
+
+def holdout_of_clients(config: RunConfig) -> Iterator[Contradiction]:
+    """Clients measure on rows that they do not train on."""
+    if config.eval.where != "server" and not config.eval.holdout:
+        yield Contradiction(
+            ("eval.where", "eval.holdout"),
+            f"eval.where = {config.eval.where} needs rows to measure on: set 'eval.holdout=0.2'",
+        )
+
+
+def central_without_clients_eval(config: RunConfig) -> Iterator[Contradiction]:
+    """Clients' own figures are not noised under central DP, and so are not released."""
+    if config.privacy.name == "central" and config.eval.where != "server":
+        yield Contradiction(
+            ("eval.where", "privacy.name"),
+            f"eval.where = {config.eval.where} has no meaning with privacy.name = central, which releases nothing that"
+            " single clients measure: set 'eval=server'",
+        )
+
+
+def privacy_of_method(config: RunConfig) -> Iterator[Contradiction]:
+    """Combinations of method and privacy that could only pretend."""
+    method = make_strategy(config.strategy)
+    for row in refused(config, method):
+        yield Contradiction(row.keys, f"privacy={config.privacy.name} with strategy={method.name}: {row.because}")
+
+
 RULES: tuple[Rule, ...] = (
     cohort_within_clients,
     reports_within_cohort,
@@ -161,4 +237,11 @@ RULES: tuple[Rule, ...] = (
     head_of_task,
     momentum_of_sgd,
     workers_of_processes,
+    noise_of_privacy,
+    clipping_of_privacy,
+    unit_of_privacy,
+    quantile_of_count_noise,
+    holdout_of_clients,
+    central_without_clients_eval,
+    privacy_of_method,
 )

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from fedlora.config.keys import sections
 
 # The groups of `conf/`, in the order in which Hydra applies them. `strategy` comes from the registry of methods.
-GROUPS = ("model", "task", "data", "data/partition", "engine", "strategy", "experiment")
+GROUPS = ("model", "task", "data", "data/partition", "eval", "privacy", "engine", "strategy", "experiment")
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,67 @@ class EvalConfig(Section):
         description="part of each client's rows kept from training, to measure the model it receives; 0: it trains on"
         " all, and its loss on its first batch is all that is known of it",
     )
+    where: Literal["server", "clients", "both"] = Field(
+        "server", description="who measures: the server on its own split, the clients on their held-out rows, or both"
+    )
     test: bool = Field(True, description="whether the test split is read, once, after the last round")
+
+
+class PrivacyConfig(Section):
+    """What is promised to those whose rows are trained on, and by whom it is kept."""
+
+    name: Literal["none", "dp", "central"] = Field(
+        description="none: no differential privacy; dp: each client trains with DP-SGD, and what it sends is private"
+        " towards everyone; central: a trusted server adds noise to the sum of clipped updates, client by client",
+    )
+    epsilon: float | None = Field(
+        None, gt=0, description="ε that a whole run may spend (of each client for dp); the noise is made to fit"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ; usual: well below one over the number of units")
+    noise_multiplier: float | None = Field(
+        None, gt=0, description="σ: noise over sensitivity. With epsilon too, the run is refused if σ does not keep it"
+    )
+    clip: float = Field(1.0, gt=0, description="C: bound on the norm of a unit's gradient (central: of an update)")
+    rate: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="dp: q, with which each unit is in a step's sample. Public: never computed from private counts",
+    )
+    unit: Name = Field(
+        "record", description="dp: what is protected: record, or the column whose values name the unit (patient, …)"
+    )
+    unit_rows: int = Field(8, ge=1, description="dp: rows of one unit that are used at most")
+    participations: int | None = Field(
+        None, ge=1, description="dp: rounds after which a client declines, which sets the noise; null: every round"
+    )
+    accountant: Literal["pld", "prv", "rdp"] = Field("pld", description="what sums up the releases of a run")
+    noise: Literal["system", "seeded"] = Field(
+        "system",
+        description="system: the operating system's entropy; seeded: repeatable, for simulations, without a guarantee",
+    )
+    micro_batch: int = Field(64, ge=1, description="dp: rows in one forward pass; the result does not depend on it")
+    eval_noise: float = Field(
+        20.0, gt=0, description="dp: σ of the noised counts with which clients measure (eval.where)"
+    )
+    ceiling: float | None = Field(
+        None, gt=0, description="dp: ε at which a simulated client's owner lets it decline; null: what the run needs"
+    )
+    ledgers: Path | None = Field(
+        None, description="dp: a folder with the simulated clients' ledgers; null: `ledgers` in the run's own folder"
+    )
+    clip_quantile: float | None = Field(
+        None, gt=0, lt=1, description="central: adapt C so that this part of the updates is below it; null: C is fixed"
+    )
+    clip_rate: float = Field(0.2, gt=0, description="central: how fast C adapts")
+    count_noise: float | None = Field(
+        None, gt=0, description="central: noise of the count that C is adapted by; null: a twentieth of the cohort"
+    )
+
+    @property
+    def local(self) -> bool:
+        """Whether clients noise what they send."""
+        return self.name == "dp"
 
 
 class EngineConfig(Section):
@@ -213,4 +273,5 @@ class RunConfig(Section):
     train: TrainConfig
     federation: FederationConfig
     eval: EvalConfig
+    privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({"name": "none"}))
     engine: EngineConfig

@@ -9,7 +9,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,6 +61,20 @@ def _by_dp_accounting(make: Callable[[], PrivacyAccountant]) -> Callable[[list[R
     return epsilon_of
 
 
+def _or_refused(account: Callable[[list[Release], float], float]) -> Callable[[list[Release], float], float]:
+    def epsilon_of(releases: list[Release], delta: float) -> float:
+        try:
+            return account(releases, delta)
+        except MemoryError as error:
+            least = min(release.noise_multiplier for release in releases)
+            raise PrivacyError(
+                f"a noise multiplier of {least:g} is so small that this accountant needs more memory than there is:"
+                " raise the noise, or set privacy.accountant=rdp"
+            ) from error
+
+    return epsilon_of
+
+
 def _by_prv(releases: list[Release], delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = [(release.noise_multiplier, release.rate, release.steps) for release in releases]
@@ -83,7 +97,7 @@ def _quiet() -> Iterator[None]:
 
 
 ACCOUNTANTS: Mapping[str, Callable[[list[Release], float], float]] = {
-    "pld": _by_dp_accounting(PLDAccountant),
+    "pld": _or_refused(_by_dp_accounting(PLDAccountant)),
     "prv": _by_prv,
     "rdp": _by_dp_accounting(RdpAccountant),
 }
@@ -111,19 +125,28 @@ def _merged(releases: Iterable[Release]) -> list[Release]:
     return [Release(noise, rate, count) for (noise, rate), count in sorted(steps.items()) if count]
 
 
-def calibrate(target: float, delta: float, rate: float, steps: int, accountant: str = "pld") -> float:
+def calibrate(
+    target: float, delta: float, rate: float, steps: int, accountant: str = "pld", beside: Sequence[Release] = ()
+) -> float:
     """The smallest noise multiplier, to one part in a thousand, with which `steps` steps spend at most `target`.
 
     Between bounds by RDP, which is fast and safe, the chosen accountant is asked some ten times: seconds with pld.
+    beside: what is released too, with a noise of its own.
 
-    Raises PrivacyError for a target that is not above 0, and what `epsilon` raises.
+    Raises PrivacyError for a target that is not above 0, or that `beside` exceeds alone, and what `epsilon` raises.
     """
     _check(delta, accountant)
     if not target > 0:
         raise PrivacyError(f"no noise gives epsilon = {target}: it must be above 0")
+    alone = epsilon(beside, delta, "rdp")
+    if alone >= target:
+        raise PrivacyError(
+            f"what is released beside the training steps spends epsilon {alone:.3g} by itself, and the whole run may"
+            f" spend {target:g}: raise privacy.eval_noise or privacy.epsilon, or let the server measure (eval=server)"
+        )
 
     def spent(noise: float, by: str) -> float:
-        return epsilon([Release(noise, rate, steps)], delta, by)
+        return epsilon([Release(noise, rate, steps), *beside], delta, by)
 
     high = _bisect(lambda noise: spent(noise, "rdp") <= target, *_bracket(lambda noise: spent(noise, "rdp") <= target))
     if accountant == "rdp":

@@ -95,6 +95,14 @@ class Units:
             groups.setdefault(key, []).append(row)
         return cls([_capped(np.array(group, np.int64), cap, source) for group in groups.values()])
 
+    def by_length(self, chosen: NDArray[np.int64], encoded: Encoded) -> NDArray[np.int64]:
+        """The chosen units, those with the longest rows last where `encoded.lengths` exists: less padding."""
+        lengths = getattr(encoded, "lengths", None)
+        if lengths is None:
+            return chosen
+        longest = np.array([np.asarray(lengths)[self.rows[unit]].max() for unit in chosen.tolist()], np.int64)
+        return chosen[np.argsort(longest, kind="stable")]
+
     def parts(self, chosen: NDArray[np.int64], size: int) -> Iterator[list[NDArray[np.int64]]]:
         """The chosen units' rows, as many units at a time as fit into `size` rows, one at least."""
         part: list[NDArray[np.int64]] = []
@@ -137,15 +145,16 @@ def private_steps(
     with recorded(learner.adapted, names) as rows:
         for _ in range(mechanism.steps):
             total = torch.zeros(rows.width, dtype=parameters[0].dtype, device=learner.adapted.device)
-            for part in units.parts(source.chosen(len(units), mechanism.rate), learner.micro_batch):
-                total += _clipped_part(learner, rows, part, mechanism.bound)
+            chosen = units.by_length(source.chosen(len(units), mechanism.rate), learner.encoded)
+            for part in units.parts(chosen, learner.micro_batch):
+                total += clipped_part(learner, rows, part, mechanism.bound)
             mean = mechanism.noised_mean(total, source)
             for parameter, gradient in zip(parameters, split_like(mean, parameters), strict=True):
                 parameter.grad = gradient
             optimizer.step()
 
 
-def _clipped_part(learner: Learner, rows: GradientRows, part: list[NDArray[np.int64]], bound: float) -> Tensor:
+def clipped_part(learner: Learner, rows: GradientRows, part: list[NDArray[np.int64]], bound: float) -> Tensor:
     """The clipped sum over a few whole units."""
     records = np.concatenate(part).tolist()
     rows.begin(len(records))

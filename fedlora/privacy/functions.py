@@ -38,11 +38,11 @@ class LowRank(torch.autograd.Function):
         x, a, b, u = ctx.saved_tensors
         g = grads[0].to(u.dtype)
         factor_a, factor_b = ctx.parameters
-        _keep(ctx.rows, factor_b, g, u)
+        keep_gradient(ctx.rows, factor_b, g, u)
         h = None
         if ctx.needs_input_grad[0] or ctx.rows.holds(factor_a):
             h = (g @ b).mul_(ctx.scaling)
-            _keep(ctx.rows, factor_a, h, x)
+            keep_gradient(ctx.rows, factor_a, h, x)
         return (h @ a if h is not None and ctx.needs_input_grad[0] else None), None, None, None, None
 
 
@@ -67,13 +67,13 @@ class LowRankProduct(torch.autograd.Function):
         x, a, r, b, u, v = ctx.saved_tensors
         g = grads[0].to(u.dtype)
         factor_a, product, factor_b = ctx.parameters
-        _keep(ctx.rows, factor_b, g, v)
+        keep_gradient(ctx.rows, factor_b, g, v)
         h = g @ b
-        _keep(ctx.rows, product, h, u)
+        keep_gradient(ctx.rows, product, h, u)
         down = None
         if ctx.needs_input_grad[0] or ctx.rows.holds(factor_a):
             down = (h @ r).mul_(ctx.scaling)
-            _keep(ctx.rows, factor_a, down, x)
+            keep_gradient(ctx.rows, factor_a, down, x)
         return (down @ a if down is not None and ctx.needs_input_grad[0] else None), None, None, None, None, None
 
 
@@ -95,7 +95,7 @@ class Affine(torch.autograd.Function):
         x, w = ctx.saved_tensors
         g = grads[0].to(w.dtype)
         weight, bias = ctx.parameters
-        _keep(ctx.rows, weight, g, x)
+        keep_gradient(ctx.rows, weight, g, x)
         if bias is not None and ctx.rows.holds(bias):
             torch.sum(_tokens(g).to(bias.dtype), dim=1, out=ctx.rows.slot(bias))
         return (g @ w if ctx.needs_input_grad[0] else None), None, None, None
@@ -119,7 +119,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None, rows: GradientRows) -
     return y
 
 
-def _keep(rows: GradientRows, parameter: Tensor, g: Tensor, x: Tensor) -> None:
+def keep_gradient(rows: GradientRows, parameter: Tensor, g: Tensor, x: Tensor) -> None:
     """Leaves g_iᵀ·x_i, summed over the tokens of record i, in the columns of `parameter`, if it is trained."""
     if not rows.holds(parameter):
         return

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedlora.errors import PrivacyError
 
@@ -13,10 +13,11 @@ class GradientRows:
     """The buffer in which a backward pass leaves each record's gradient: row i is record i's, all parameters in a row.
 
     Each parameter has its columns, and each is written exactly once a pass: what is missing, or comes twice, would be
-    released unclipped or not at all, so `finish` and `slot` raise then.
+    released unclipped or not at all, so `finish` and `slot` raise then. A "parameter" may be any tensor that stands for
+    what is kept: its identity, shape, dtype and device count, its values do not.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
         self._offsets = _offsets(self._parameters)
         self._buffer = torch.empty(0)
@@ -79,7 +80,7 @@ class GradientRows:
         return self._buffer
 
 
-def _offsets(parameters: Sequence[nn.Parameter]) -> dict[int, int]:
+def _offsets(parameters: Sequence[Tensor]) -> dict[int, int]:
     offsets, width = {}, 0
     for parameter in parameters:
         offsets[id(parameter)] = width
@@ -106,7 +107,7 @@ def clipped_sum(rows: Tensor, bound: float) -> Tensor:
     return weights @ rows
 
 
-def split_like(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """`flat` [P] cut into the shapes of `parameters`, in their order. Views."""
     parts = torch.split(flat, [math.prod(parameter.shape) for parameter in parameters])
     return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]

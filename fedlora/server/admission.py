@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import Message
@@ -11,18 +11,22 @@ from fedlora.adapters.algebra import distance, product
 from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.config.schema import FederationConfig
 from fedlora.server.records import Outcome, RosterRow
-from fedlora.wire import Answer, WireError, payload_bytes, read_answer
+from fedlora.wire import Answer, WireError, declined_reason, payload_bytes, read_answer
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an answer must fit: the run, the round, and the tensors that the round started from."""
+    """What an answer must fit: the run, the round, and the tensors that the round started from.
+
+    private: whether clients noise what they send; then no count and no time of theirs is read or kept.
+    """
 
     run: str
     round: int
     manifest: Manifest
     before: Tensors
     rules: FederationConfig
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ def admit(reply: Message, client: int, expected: Expected) -> Verdict:
     """Checks the reply that came from `client`. Never raises: what is wrong becomes the row's reason."""
     if reply.has_error():
         return refused(client, Outcome.FAILED, f"the client raised an error: {reply.error.reason}")
+    reason = declined_reason(reply.content)
+    if reason is not None:
+        return refused(client, Outcome.DECLINED, reason)
     try:
         answer = read_answer(reply.content, expected.manifest)
         for check in CHECKS:
@@ -46,10 +53,8 @@ def admit(reply: Message, client: int, expected: Expected) -> Verdict:
     sent = payload_bytes(reply.content.array_records["arrays"], answer.tensors)
     metrics = dict(answer.metrics)
     seconds = metrics.pop("seconds", 0.0)
-    row = RosterRow(
-        client, Outcome.REPORTED, samples=answer.samples, bytes_up=sent, seconds=seconds, metrics=_finite(metrics)
-    )
-    return Verdict(row, answer)
+    row = RosterRow(client, Outcome.REPORTED, bytes_up=sent, metrics=_finite(metrics))
+    return Verdict(row if expected.private else replace(row, samples=answer.samples, seconds=seconds), answer)
 
 
 def refused(client: int, outcome: Outcome, reason: str) -> Verdict:
@@ -67,8 +72,10 @@ def check_identity(answer: Answer, client: int, expected: Expected) -> None:
 
 
 def check_samples(answer: Answer, client: int, expected: Expected) -> None:
-    """The number of training rows is positive and not absurd: it may be a weight."""
+    """The number of training rows is positive and not absurd: it may be a weight. Under local DP it is neither."""
     del client
+    if expected.private:
+        return
     if not 0 < answer.samples <= expected.rules.max_samples:
         limit = expected.rules.max_samples
         raise WireError(

@@ -1,7 +1,8 @@
 """The one adapter between fedlora's strategies and Flower: any of them becomes a `flwr.serverapp.strategy.Strategy`."""
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -11,9 +12,12 @@ from flwr.serverapp.strategy import Strategy as FlowerBase
 from fedlora.adapters.manifest import Role, tensors_digest
 from fedlora.config.schema import RunConfig
 from fedlora.errors import RunError
+from fedlora.privacy.central import BOUND, CentralMechanism, central_source, mechanism_for, release_round
 from fedlora.server.admission import Expected, Verdict, admit, refused
 from fedlora.server.aggregation_error import AggregationError, MeasuredError
+from fedlora.server.client_metrics import clients_found
 from fedlora.server.cohort import draw_cohort
+from fedlora.server.receipts import ReceiptBook
 from fedlora.server.records import Outcome, RosterRow, RoundRecord
 from fedlora.strategies.base import State, Strategy, Update, global_tensors
 from fedlora.wire import Answer, TrainTask, payload_bytes, predicted_bytes, to_record, write_task
@@ -24,11 +28,16 @@ log = logging.getLogger(__name__)
 class FlowerStrategy(FlowerBase):
     """Runs a fedlora strategy under Flower's hooks.
 
+    Under central DP the strategy sees, instead of the clients' updates, one that moves the state by their noised mean.
+
     state: the method's state after the last aggregated round. record: what happened in that round (without metrics of
     evaluations). The arrays that Flower passes around are `state.shared`, as a record.
     """
 
-    def __init__(self, method: Strategy, state: State, config: RunConfig, run: str) -> None:
+    def __init__(
+        self, method: Strategy, state: State, config: RunConfig, run: str, book: ReceiptBook | None = None
+    ) -> None:
+        """book: where receipts for clients' privacy ledgers are, under local DP."""
         self.method = method
         self.state = state
         self.config = config
@@ -39,6 +48,23 @@ class FlowerStrategy(FlowerBase):
         self._provisioned: set[int] = set()
         self._asked: dict[int, int] = {}
         self._down: dict[int, tuple[int, int, int]] = {}
+        self._central = mechanism_for(method, config)
+        self._book = book
+
+    @property
+    def cohort(self) -> tuple[int, ...]:
+        """The clients that were asked in the round that was begun last, in ascending order."""
+        return tuple(self._asked.values())
+
+    def restore(self, record: RoundRecord) -> None:
+        """Goes on after the committed `record`: central DP clips to the bound that it left."""
+        if self._central is not None:
+            self._central = self._central.with_bound(record.metrics.get(BOUND, self._central.bound))
+
+    def acknowledge(self) -> None:
+        """The rounds so far are durable: clients' ledgers get their receipts with the next task."""
+        if self._book is not None:
+            self._book.acknowledge()
 
     def summary(self) -> None:
         """Logs what runs."""
@@ -56,8 +82,7 @@ class FlowerStrategy(FlowerBase):
                 f"the engine has {len(nodes)} nodes, but federation.clients={federation.clients}:"
                 " start as many nodes, or lower federation.clients"
             )
-        cohort = draw_cohort(self.config.seed, server_round, federation.clients, federation.cohort)
-        self._asked = {nodes[client]: client for client in cohort}
+        self._asked = {nodes[client]: client for client in draw_cohort(self.config, server_round)}
         shared: dict[int, ArrayRecord] = {}
         return [self._message(server_round, node, client, shared) for node, client in self._asked.items()]
 
@@ -69,9 +94,24 @@ class FlowerStrategy(FlowerBase):
         once = None if client in self._provisioned else self._once
         self._down[client] = self._bytes_down(arrays, once)
         self._provisioned.add(client)
-        task = TrainTask(self.run, server_round, client, self.config, self.state.manifest, tensors, None, self._digest)
+        task = TrainTask(
+            run=self.run,
+            round=server_round,
+            client=client,
+            config=self.config,
+            manifest=self.state.manifest,
+            tensors=tensors,
+            once=None,
+            fixed_digest=self._digest,
+            receipt="" if self._book is None else self._book.newest(client),
+            deadline=self._deadline(),
+        )
         content = write_task(task, arrays, once)
         return Message(content, node, MessageType.TRAIN, group_id=str(server_round))
+
+    def _deadline(self) -> float | None:
+        timeout = self.config.federation.timeout
+        return None if timeout is None else time.time() + timeout
 
     def _bytes_down(self, arrays: ArrayRecord, once: ArrayRecord | None) -> tuple[int, int, int]:
         head = [name for name in arrays if self.state.manifest.tensors[name].role is Role.HEAD]
@@ -83,20 +123,29 @@ class FlowerStrategy(FlowerBase):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Admits, folds in client order, finishes the round.
 
-        Raises RunError if fewer than `federation.min_reports` updates were admitted; the state is then unchanged.
+        Raises RunError if fewer than `federation.min_reports` updates were admitted; the state is then unchanged. Not
+        under central DP: how many report is private, and a round without any is one of noise.
         """
         verdicts = self._verdicts(server_round, replies)
         answers = [verdict.answer for verdict in verdicts if verdict.answer is not None]
         roster = [self._with_bytes_down(verdict.row) for verdict in verdicts]
         self.record = self._account(server_round, roster)
-        self._require(answers, roster)
-        metrics = self._fold(answers)
+        if self._central is None:
+            self._require(answers, roster)
+            metrics = self._fold(answers)
+        else:
+            metrics = self._fold_noised(self._central, answers)
         self.record = replace(self.record, metrics=metrics)
         return to_record(self.state.shared), MetricRecord(dict(metrics))
 
     def _verdicts(self, server_round: int, replies: Iterable[Message]) -> list[Verdict]:
         expected = Expected(
-            self.run, server_round, self.state.manifest, global_tensors(self.state), self.config.federation
+            self.run,
+            server_round,
+            self.state.manifest,
+            global_tensors(self.state),
+            self.config.federation,
+            private=self.config.privacy.local,
         )
         found: dict[int, Verdict] = {}
         for reply in replies:
@@ -108,8 +157,14 @@ class FlowerStrategy(FlowerBase):
         lost = "no answer came before the round's deadline (federation.timeout)"
         for client in self._asked.values():
             found.setdefault(client, refused(client, Outcome.LOST, lost))
+        self._note_heads(found)
         self._provisioned -= {client for client, verdict in found.items() if verdict.answer is None}
         return [found[client] for client in sorted(found)]
+
+    def _note_heads(self, found: Mapping[int, Verdict]) -> None:
+        for client, verdict in found.items():
+            if self._book is not None and verdict.answer is not None and verdict.answer.head is not None:
+                self._book.note(client, verdict.answer.head)
 
     def _with_bytes_down(self, row: RosterRow) -> RosterRow:
         return replace(row, bytes_down=self._down[row.client][0])
@@ -148,7 +203,16 @@ class FlowerStrategy(FlowerBase):
             partial = self.method.fold(before, partial, update)
             error = error.fold(update)
         self.state, metrics = self.method.finish(before, partial)
-        return {**metrics, "train_loss": _weighted_loss(answers), **_error_metrics(error.finish(self.state))}
+        return {**metrics, **clients_found(answers), **_error_metrics(error.finish(self.state))}
+
+    def _fold_noised(self, mechanism: CentralMechanism, answers: list[Answer]) -> dict[str, float]:
+        """What is told of the round is released: no training loss, no aggregation error."""
+        before, source = self.state, central_source(self.config, "noise", self.record.round)
+        released = release_round(mechanism, before, (answer.tensors for answer in answers), source)
+        partial = self.method.fold(before, self.method.begin(before), released.update)
+        self.state, metrics = self.method.finish(before, partial)
+        self._central = released.following
+        return {**metrics, **released.metrics}
 
     def _weight(self, answer: Answer) -> float:
         return float(answer.samples) if self.config.federation.weighting == "samples" else 1.0
@@ -170,8 +234,3 @@ def _error_metrics(error: MeasuredError | None) -> dict[str, float]:
     if error is None:  # clients keep a factor to themselves: there is no error to tell
         return {}
     return {"aggregation_error": error.value, "aggregation_error_estimated": float(error.estimated)}
-
-
-def _weighted_loss(answers: list[Answer]) -> float:
-    rows = sum(answer.samples for answer in answers)
-    return sum(answer.samples * answer.metrics.get("loss", 0.0) for answer in answers) / rows

@@ -2,7 +2,8 @@
 
 It calls a Flower strategy's hooks on a Flower Grid, so it does not know which engine answers. A round either is
 committed whole (checkpoint and database row) or did not happen. An engine that works in the background measures the
-global model of one round while it trains the next; the round is committed when its measurement is there.
+global model of one round while it trains the next; the round is committed when its measurement is there. Not under
+central DP: a round whose model was sent out and that a crash then lost would be drawn anew, and so be released twice.
 """
 
 import time
@@ -16,7 +17,6 @@ from flwr.serverapp import Grid
 from fedlora.adapters.manifest import Tensors
 from fedlora.config.schema import RunConfig
 from fedlora.server.checkpoint import Checkpoint
-from fedlora.server.cohort import draw_cohort
 from fedlora.server.events import ClientRefused, ClientReported, Event, RoundCommitted, RoundStarted
 from fedlora.server.flower_strategy import FlowerStrategy
 from fedlora.server.records import Outcome, RoundRecord
@@ -53,19 +53,20 @@ class RoundLoop:
         self.strategy = strategy
         self.config = config
         self.links = links
+        self._ahead = links.ahead and config.privacy.name != "central"
         self._seconds: list[float] = []
         self._began = time.perf_counter()
         self._measuring: Callable[[], None] = lambda: None
 
-    def start(self) -> None:
-        """Begins with round 0: the state before any training."""
-        self._finish(RoundRecord(0, {}, ()))
+    def start(self, first: RoundRecord) -> None:
+        """Begins with round 0, the state before any training; `first` says what came before it."""
+        self._finish(first)
 
     def run(self, done: int) -> int:
         """Runs the rounds after `done`; returns the number of the last committed one."""
         rounds = self.config.federation.rounds
         for number in range(done + 1, rounds + 1):
-            if not self.links.ahead:
+            if not self._ahead:
                 self._commit_measured()
             if self.links.stop():
                 self._commit_measured()
@@ -76,13 +77,12 @@ class RoundLoop:
 
     def _round(self, number: int) -> None:
         federation = self.config.federation
-        cohort = draw_cohort(self.config.seed, number, federation.clients, federation.cohort)
         arrays = to_record(self.strategy.state.shared)
         messages = self.strategy.configure_train(number, arrays, ConfigRecord(), self.links.grid)
         replies = self.links.ask(messages, federation.timeout)
         self._commit_measured()
         self.links.emit(
-            RoundStarted(run=self.strategy.run, round=number, rounds=federation.rounds, cohort=tuple(cohort))
+            RoundStarted(run=self.strategy.run, round=number, rounds=federation.rounds, cohort=self.strategy.cohort)
         )
         try:
             self.strategy.aggregate_train(number, replies())
@@ -108,8 +108,8 @@ class RoundLoop:
 
     def _measure(self, state: State, number: int) -> Callable[[], Mapping[str, float]]:
         last = number == self.config.federation.rounds
-        due = number % self.config.eval.every == 0 or last
-        return self.links.measure(state, not last) if due else dict
+        due = self.config.eval.where != "clients" and (number % self.config.eval.every == 0 or last)
+        return self.links.measure(state, self._ahead and not last) if due else dict
 
     def _commit_measured(self) -> None:
         commit, self._measuring = self._measuring, lambda: None

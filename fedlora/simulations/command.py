@@ -16,8 +16,10 @@ from rich.table import Table
 
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError, RunError
-from fedlora.server.records import Outcome, RunHistory, RunStatus
+from fedlora.privacy.account import promised, read_account
+from fedlora.server.records import Outcome, RunHistory, RunInfo, RunStatus
 from fedlora.server.store import RunStore
+from fedlora.simulations.compare import privacy_together
 from fedlora.simulations.progress import LiveProgress, quality
 from fedlora.simulations.results import ADAPTER, REPORT
 from fedlora.simulations.simulate import Watch, resume, run
@@ -122,6 +124,9 @@ def simulate_sweep(configs: Sequence[RunConfig], sweep: str, jobs: int, console:
     if failed:
         first = next(iter(failed.values()))
         raise RunError(f"{len(failed)} of {len(configs)} runs of sweep {sweep} failed; the first: {first}")
+    together = privacy_together(found.values())
+    if together:
+        console.print(together, style="yellow", markup=False)
     return [found[number] for number in sorted(found)]
 
 
@@ -171,15 +176,22 @@ def _summary_rows(history: RunHistory) -> Mapping[str, str]:
     rows = {
         "test": quality(info.summary, "test"),
         "validation": quality(rounds[-1].metrics) if rounds else "",
+        "clients": quality(rounds[-1].metrics, "clients") if rounds else "",
         "sent": f"{bytes_text(up)} up, {bytes_text(down)} down" + (f", {bytes_text(once)} once" if once else ""),
         "refused": f"{refused} answers, see the report" if refused else "",
         "time": f"{sum(record.seconds for record in rounds):.1f} s in {max(0, len(rounds) - 1)} rounds",
         "adapter": _from_here(info.folder / ADAPTER) if info.status is RunStatus.FINISHED else "",
         "report": _from_here(info.folder / REPORT) if info.status is RunStatus.FINISHED else "",
         "run": _from_here(info.folder),
-        "privacy": "none: no differential privacy, updates can reveal training data",
+        "privacy": _privacy(info),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _privacy(info: RunInfo) -> str:
+    """What was spent; for a run that has not finished, what it promised."""
+    account = read_account(info.folder) or promised(RunConfig.model_validate_json(info.config))
+    return account.sentence()
 
 
 def _from_here(path: Path) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.errors import StoreError
+from fedlora.privacy.account import read_account
+from fedlora.privacy.together import spent_together
 from fedlora.server.records import RunHistory, RunInfo
 
 REPETITION_KEYS = ("seed", "name", "output", "store")
@@ -97,6 +99,12 @@ def mean_curve(
     rounds = sorted(shared)
     xs = [statistics.fmean([x[r] for x, _ in curves]) for r in rounds]
     return xs, [Summary.of([y[r] for _, y in curves]) for r in rounds]
+
+
+def privacy_together(histories: Iterable[RunHistory]) -> str | None:
+    """A sentence on what all of the runs spend together; None if none of them is private."""
+    accounts = (read_account(history.run.folder) for history in histories)
+    return spent_together(account for account in accounts if account is not None)
 
 
 def _essential(run: RunInfo) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fedlora.config.schema import RunConfig
+from fedlora.privacy.statement import statement
 from fedlora.strategies.base import Strategy
 
 
@@ -16,8 +17,8 @@ class Guarantee:
 
 
 def guarantees(config: RunConfig, method: Strategy) -> tuple[Guarantee, ...]:
-    """The promises for `config` with `method`."""
-    return (_exact(method), _repeatable(config), _unseen(config), _start(method), _private())
+    """The promises for `config`, settled, with `method`."""
+    return (_exact(method), _repeatable(config), _unseen(config), _start(method), _private(config, method))
 
 
 def _exact(method: Strategy) -> Guarantee:
@@ -30,6 +31,10 @@ def _exact(method: Strategy) -> Guarantee:
 
 
 def _repeatable(config: RunConfig) -> Guarantee:
+    if config.privacy.name != "none" and config.privacy.noise == "system":
+        return Guarantee(
+            "same bits", False, "the noise comes from the operating system's entropy and is never the same"
+        )
     if config.train.device == "cpu" or (config.train.device == "auto" and not _has_cuda()):
         why = "the same seed, machine, torch and train.threads give the same bits, also after a crash and resume"
         return Guarantee("same bits", True, why)
@@ -48,12 +53,15 @@ def _start(method: Strategy) -> Guarantee:
     if method.reads_private_data:
         why = f"{method.name} with these options starts from gradients of the clients' own rows; simulation only"
         return Guarantee("data-free start", False, why)
+    if method.private_start:
+        why = f"{method.name} with these options starts from sketches that clients noise and account for"
+        return Guarantee("data-free start", False, why)
     return Guarantee("data-free start", True, "the first adapter does not depend on any client's rows")
 
 
-def _private() -> Guarantee:
-    why = "there is no differential privacy in this run: what a client sends can reveal its rows"
-    return Guarantee("privacy", False, why)
+def _private(config: RunConfig, method: Strategy) -> Guarantee:
+    said = statement(config, method)
+    return Guarantee("privacy", said.holds, said.headline)
 
 
 def _has_cuda() -> bool:

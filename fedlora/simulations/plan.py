@@ -17,6 +17,8 @@ from fedlora.data.partition import make_partition
 from fedlora.data.splits import load_splits
 from fedlora.data.table import PartitionTable, describe
 from fedlora.errors import StrategyError
+from fedlora.privacy.schedule import settle_privacy
+from fedlora.privacy.statement import Statement, statement
 from fedlora.simulations.engines import settle
 from fedlora.simulations.guarantees import Guarantee, guarantees
 from fedlora.strategies.base import Setup
@@ -73,6 +75,8 @@ class Plan:
     rows: Mapping[str, int]
     holders: PartitionTable
     guarantees: tuple[Guarantee, ...]
+    privacy: Statement
+    cautions: tuple[str, ...]
 
 
 def make_plan(config: RunConfig, shown: int = 20) -> Plan:
@@ -80,6 +84,7 @@ def make_plan(config: RunConfig, shown: int = 20) -> Plan:
 
     Raises what a run would raise before its first round: DataError, ModelError, StrategyError, AssetError.
     """
+    config = settle_privacy(config)
     method = make_strategy(config.strategy)
     splits = load_splits(config.data)
     task = make_task(config, splits.labels)
@@ -104,7 +109,26 @@ def make_plan(config: RunConfig, shown: int = 20) -> Plan:
         rows={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         holders=_holders(config, splits, shown),
         guarantees=guarantees(config, method),
+        privacy=statement(config, method),
+        cautions=cautions(config, len(splits.train)),
     )
+
+
+def cautions(config: RunConfig, rows: int) -> tuple[str, ...]:
+    """What is allowed under DP and probably not meant; `rows` are all clients' together."""
+    privacy, each = config.privacy, rows / config.federation.clients
+    if privacy.name == "none":
+        return ()
+    units = each if privacy.local else config.federation.clients
+    found = []
+    if privacy.delta * units >= 1:
+        found.append(f"privacy.delta = {privacy.delta:g} is not below one over the number of units ({units:.0f})")
+    if privacy.local and not 0.5 <= privacy.rate * each / config.train.batch <= 2:
+        found.append(
+            f"a step draws about {privacy.rate * each:.0f} rows and divides by train.batch = {config.train.batch}: sums"
+            " are scaled by the quotient; set train.batch near what is drawn"
+        )
+    return tuple(found)
 
 
 def _setup(config: RunConfig, modules: Mapping[str, tuple[int, int]], skeleton: nn.Module, head: list[str]) -> Setup:

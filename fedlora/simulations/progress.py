@@ -90,7 +90,7 @@ class LiveProgress:
             f"{event.round}/{event.rounds}",
             f"{event.reported}/{event.reported + event.refused}",
             _number(event.metrics.get("train_loss"), "{:.3f}"),
-            quality(event.metrics),
+            quality(event.metrics) or quality(event.metrics, "clients"),
             bytes_text(event.bytes_up),
             bytes_text(event.bytes_down + event.bytes_once),
             _number(event.metrics.get("aggregation_error"), "{:.2e}"),

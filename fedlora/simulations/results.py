@@ -10,8 +10,10 @@ from fedlora.adapters.export import export_adapter
 from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.data.table import PartitionTable, describe
+from fedlora.privacy.account import Account, accounted, write_account
 from fedlora.server.records import RunInfo, RunStatus
 from fedlora.server.store import RunStore
+from fedlora.simulations.ledgers import rounds_spent
 from fedlora.simulations.report import write_report
 from fedlora.strategies.base import State, global_tensors
 
@@ -22,9 +24,14 @@ ADAPTER, REPORT, SUMMARY = "adapter", "report.html", "summary.json"
 def leave_results(
     store: RunStore, info: RunInfo, config: RunConfig, worker: Worker, state: State, test: Mapping[str, float]
 ) -> Mapping[str, float]:
-    """Exports the adapter, closes the run, writes the report; returns the final figures, among them those of `test`."""
+    """Exports the adapter, closes the run, writes its account of privacy and the report.
+
+    Returns the final figures, among them those of `test`.
+    """
     summary = {**_totals(store, info), **test}
-    _export(info, config, worker, state, summary)
+    account = accounted(config, rounds_spent(config, info.id))
+    write_account(info.folder, account)
+    _export(info, config, worker, state, summary, account)
     (info.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     store.finish(info, RunStatus.FINISHED, summary)
     write_report(store.history(info), info.folder / REPORT, partition_table=describe_partition(worker))
@@ -35,18 +42,29 @@ def _totals(store: RunStore, info: RunInfo) -> dict[str, float]:
     rounds = store.history(info).rounds
     totals = {name: float(sum(getattr(r, name) for r in rounds)) for name in ("bytes_up", "bytes_down", "bytes_once")}
     totals["seconds"] = sum(r.seconds for r in rounds)
-    totals["aggregation_error"] = rounds[-1].metrics.get("aggregation_error", 0.0)
+    if "aggregation_error" in rounds[-1].metrics:
+        totals["aggregation_error"] = rounds[-1].metrics["aggregation_error"]
     return totals
 
 
-def _export(info: RunInfo, config: RunConfig, worker: Worker, state: State, summary: Mapping[str, float]) -> Path:
+def may_leave(config: RunConfig, summary: Mapping[str, float]) -> Mapping[str, float]:
+    """The figures that an export may hold: under central DP none that tell how many clients reported."""
+    if config.privacy.name != "central":
+        return summary
+    return {name: value for name, value in summary.items() if not name.startswith("bytes_") and name != "seconds"}
+
+
+def _export(
+    info: RunInfo, config: RunConfig, worker: Worker, state: State, summary: Mapping[str, float], account: Account
+) -> Path:
     return export_adapter(
         info.folder / ADAPTER,
         manifest=state.manifest,
         tensors=global_tensors(state),
         task=worker.task,
         config=config,
-        summary=summary,
+        summary=may_leave(config, summary),
+        account=account,
     )
 
 

@@ -9,11 +9,14 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedlora.adapters.manifest import Tensors
-from fedlora.client.app import LOCAL, app, restore_local
+from fedlora.client.app import app
+from fedlora.client.kept import LOCAL, restore_local
 from fedlora.client.worker import Worker, worker_for
 from fedlora.config.schema import EngineConfig, RunConfig
 from fedlora.config.strategy import make_strategy
-from fedlora.errors import RunError
+from fedlora.errors import ConfigError, RunError
+from fedlora.privacy.account import promised, write_account
+from fedlora.privacy.schedule import settle_privacy
 from fedlora.server.checkpoint import Checkpoint, commit, last_committed
 from fedlora.server.events import (
     FILE,
@@ -28,13 +31,21 @@ from fedlora.server.events import (
     RunStopped,
 )
 from fedlora.server.flower_strategy import FlowerStrategy
-from fedlora.server.records import RunHistory, RunInfo, RunStatus
+from fedlora.server.receipts import ReceiptBook
+from fedlora.server.records import RoundRecord, RunHistory, RunInfo, RunStatus
 from fedlora.server.rounds import Links, RoundLoop
+from fedlora.server.start import first_state
 from fedlora.server.store import RunStore
 from fedlora.simulations.engines import ENGINES, Engine, around, engine_words, settle
+from fedlora.simulations.ledgers import close_ledgers, refuse_more_rounds, with_ledgers
 from fedlora.simulations.results import leave_results
 from fedlora.simulations.virtual import VirtualGrid
-from fedlora.strategies.base import keeps_client_state
+from fedlora.strategies.base import State, Strategy, keeps_client_state
+
+ELSEWHERE = (
+    "privacy=dp does not run on Flower's own runtime: its nodes keep no privacy ledger for the data's owner; use"
+    " `fedlora simulate`"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class Watch:
 def resolve(config: RunConfig) -> RunConfig:
     """`config` with what depends on this machine written out, so that a resumed run computes the same bits."""
     name = config.name or f"{config.strategy.name}-{config.data.name}"
-    return settle(config).model_copy(update={"name": name})
+    return settle_privacy(settle(config)).model_copy(update={"name": name})
 
 
 def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid | None = None) -> RunHistory:
@@ -56,8 +67,11 @@ def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid
 
     grid: an engine that is there already (Flower's); None: the configured one is made.
 
-    Raises FedloraError; the run is then kept as failed, with the reason, and can be resumed.
+    Raises ConfigError for local DP on a grid of Flower's, and FedloraError; the run is then kept as failed, with the
+    reason, and can be resumed.
     """
+    if grid is not None and config.privacy.local:
+        raise ConfigError([ELSEWHERE])
     config = resolve(config if grid is None else _driven_elsewhere(config))
     make_strategy(config.strategy)  # a wrong option must not leave an empty run behind
     store = RunStore.open(config.store)
@@ -68,8 +82,11 @@ def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid
 def resume(store: RunStore, info: RunInfo, watch: Watch, *, rounds: int | None = None) -> RunHistory:
     """Goes on with a run after its last committed round, to `rounds` rounds in all if that is given.
 
-    Raises FedloraError as `run` does.
+    Raises FedloraError as `run` does; ConfigError for more rounds than a run under DP has announced and made its noise
+    for.
     """
+    if rounds not in (None, info.rounds):
+        refuse_more_rounds(RunConfig.model_validate_json(info.config))
     info = store.reopen(info, rounds)
     return _Run(store, info, RunConfig.model_validate_json(info.config), watch, None).drive()
 
@@ -83,13 +100,15 @@ class _Run:
     """One run being driven by this process."""
 
     def __init__(self, store: RunStore, info: RunInfo, config: RunConfig, watch: Watch, grid: Grid | None) -> None:
-        self.store, self.info, self.config, self.watch, self.grid = store, info, config, watch, grid
+        self.store, self.info, self.watch, self.grid = store, info, watch, grid
+        self.config = with_ledgers(config, info.folder)
         self.began = time.perf_counter()
 
     def drive(self) -> RunHistory:
         """To the end, a stop or an error; the store knows which."""
         with self.store.lock(self.info), EventLog(self.info.folder / FILE) as log:
             emit = Emitter(log, self.watch.listeners)
+            write_account(self.info.folder, promised(self.config))
             try:
                 self._rounds_and_results(emit)
             except KeyboardInterrupt:
@@ -106,14 +125,16 @@ class _Run:
         checkpoint = last_committed(self.store, self.info)
         emit(self._opening(checkpoint))
         method = make_strategy(self.config.strategy)
-        state = method.start(worker.setup(method)) if checkpoint is None else checkpoint.state
-        strategy = FlowerStrategy(method, state, self.config, self.info.id)
+        book = ReceiptBook(self.info.folder) if self.config.privacy.local else None
         with self._engine(worker) as engine:
-            done = self._rounds(strategy, engine, emit, checkpoint)
+            state, first = self._start(method, worker, engine, checkpoint)
+            strategy = FlowerStrategy(method, state, self.config, self.info.id, book)
+            done = self._rounds(strategy, engine, emit, first, checkpoint)
             if done < self.config.federation.rounds:
                 self._stopped(emit, f"stopped on request after round {done}")
                 return
             test = engine.measure(strategy.state, "test", False)() if self.config.eval.test else {}
+        close_ledgers(self.config, self.info.id)
         summary = leave_results(self.store, self.info, self.config, worker, strategy.state, test)
         rounds = self.config.federation.rounds
         emit(RunFinished(run=self.info.id, round=done, rounds=rounds, summary=summary, seconds=self._seconds()))
@@ -123,11 +144,26 @@ class _Run:
             return nullcontext(around(self.grid, worker))
         return ENGINES[self.config.engine.name](self.config, app, worker)
 
-    def _rounds(self, strategy: FlowerStrategy, engine: Engine, emit: Emitter, checkpoint: Checkpoint | None) -> int:
-        loop = RoundLoop(strategy, self.config, self._links(engine, emit))
+    def _start(
+        self, method: Strategy, worker: Worker, engine: Engine, checkpoint: Checkpoint | None
+    ) -> tuple[State, RoundRecord]:
+        if checkpoint is not None:
+            return checkpoint.state, checkpoint.record
+        return first_state(method, worker.setup(method), self.config, self.info.id, engine.ask, engine.grid)
+
+    def _rounds(
+        self,
+        strategy: FlowerStrategy,
+        engine: Engine,
+        emit: Emitter,
+        first: RoundRecord,
+        checkpoint: Checkpoint | None,
+    ) -> int:
+        loop = RoundLoop(strategy, self.config, self._links(engine, emit, strategy))
         if checkpoint is None:
-            loop.start()
+            loop.start(first)
         else:
+            strategy.restore(checkpoint.record)
             _restore(engine.grid, checkpoint, self.info.id)
         return loop.run(0 if checkpoint is None else checkpoint.round)
 
@@ -145,13 +181,17 @@ class _Run:
         }
         return RunStarted(**facts) if checkpoint is None else RunResumed(**facts, round=checkpoint.round)
 
-    def _links(self, engine: Engine, emit: Emitter) -> Links:
+    def _links(self, engine: Engine, emit: Emitter, strategy: FlowerStrategy) -> Links:
+        def durable(checkpoint: Checkpoint) -> None:
+            commit(self.store, self.info, checkpoint)
+            strategy.acknowledge()
+
         return Links(
             grid=engine.grid,
             ask=engine.ask,
             measure=lambda state, followed: engine.measure(state, "validation", followed),
             ahead=engine.ahead,
-            commit=lambda checkpoint: commit(self.store, self.info, checkpoint),
+            commit=durable,
             kept=lambda: _kept(engine.grid),
             emit=emit,
             stop=self.watch.stop,

@@ -16,7 +16,7 @@ One round, as the server runs it:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,18 @@ from numpy.typing import NDArray
 from fedlora.adapters.init import derive_seeded
 from fedlora.adapters.manifest import Delivery, Manifest, Tensors
 from fedlora.errors import StrategyError
+
+
+def sketch_name(module: str, side: Literal["Y", "Z"]) -> str:
+    """The name of one of a module's two sketches, e.g. `encoder.layer.0.attention.self.query.sketch_Y`."""
+    return f"{module}.sketch_{side}"
+
+
+def _no_sketch(width: int) -> Tensors:
+    raise StrategyError(
+        f"init=private needs clients that train under DP (privacy=dp): nobody here can be asked for noised sketches of"
+        f" width {width}. Set privacy=dp, or strategy.init=weights or random, which read no data"
+    )
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,9 @@ class Setup:
     gradient: gives, per module, the gradient of the mean loss at the base weights, shape (d, k); its argument
         says on which rows: "public" (the validation split, which the server holds) or "private" (the union of the
         clients' rows: simulation only, and not private at all).
+    sketch: given a width p, asks the clients for noised sketches of their first-step gradients and gives the uniform
+        mean: per module Y, shape (d, p), and Z, shape (k, p), by `sketch_name`. Costs the clients one DP release, each
+        time it is called; raises StrategyError where clients do not train under DP.
     """
 
     modules: Mapping[str, tuple[int, int]]
@@ -46,6 +61,7 @@ class Setup:
     train_head: bool
     weight: Callable[[str], NDArray[Any]]
     gradient: Callable[[str], Tensors]
+    sketch: Callable[[int], Tensors] = _no_sketch
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,8 @@ class Strategy(ABC):
     name: the word in `strategy=<name>`. summary: one line for `fedlora ls strategies`. paper: where it is from.
     exact: whether the aggregate's ΔW equals the weighted mean of the clients' ΔW. defaults: settings outside
     `strategy` that suit the method (dotted key → value, e.g. `adapter.r`); what the user says always wins.
+    single_updates: whether its aggregation compares clients' single updates, so that their mean alone is not enough for
+    it; such a method cannot run under central DP.
     """
 
     name: ClassVar[str]
@@ -102,6 +120,7 @@ class Strategy(ABC):
     paper: ClassVar[str]
     exact: ClassVar[bool]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    single_updates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the options against their annotated types. Raises StrategyError with every mistake."""
@@ -120,6 +139,11 @@ class Strategy(ABC):
     @property
     def reads_private_data(self) -> bool:
         """Whether `start`, with these options, looks at clients' rows: in a simulation only, and not private."""
+        return False
+
+    @property
+    def private_start(self) -> bool:
+        """Whether `start` asks clients for noised sketches, which costs one release more."""
         return False
 
     @abstractmethod

@@ -15,6 +15,12 @@ init=public     LoRA-SB: with G the gradient of the loss at W0 on public rows, �
                 rank-r part of that step.
 init=paper      The same with G from the union of all clients' private rows, as in the paper's code: simulation only. B,
                 A and R then say something of private rows that no privacy mechanism covers.
+init=private    Experimental, not in the paper: B and A from a sketch of the clients' first-step gradients that is
+                differentially private. With Ω (k, r) and Ψ (d, r) public, from the seed, the server gets the clients'
+                mean of Y = G·Ω and Z = Gᵀ·Ψ, clipped and noised by each client; B = basis of Y's columns, Aᵀ = basis
+                of Z's, R = 0 (a randomised range finder: Halko, Martinsson, Tropp, arXiv:0909.4061). Costs one DP
+                release; B and A are post-processing of it. The sketches have r·(d + k) numbers a module, so the noise
+                drowns them unless there are many clients, or many units a client.
 """
 
 import logging
@@ -30,7 +36,7 @@ from fedlora.adapters.algebra import Matrix, float64
 from fedlora.adapters.manifest import Form, Manifest, Role, factor_name
 from fedlora.errors import StrategyError
 from fedlora.seeding import stream
-from fedlora.strategies.base import Setup, State, Strategy
+from fedlora.strategies.base import Setup, State, Strategy, sketch_name
 from fedlora.strategies.layout import FIXED, SHARED, adapter_manifest, initial_state
 
 log = logging.getLogger(__name__)
@@ -47,13 +53,18 @@ NOT_PRIVATE = (
 
 @dataclass(frozen=True)
 class FedSb(Strategy):
-    """Fed-SB. Bytes a module and round, each way: r² numbers; A and B once, r·(d + k) numbers."""
+    """Fed-SB. Bytes a module and round, each way: r² numbers; A and B once, r·(d + k) numbers.
+
+    init=private is experimental: B and A from differentially private sketches, r·(d + k) numbers a module, sent once by
+    each client before round 1.
+    """
 
     init: Annotated[
-        Literal["weights", "random", "public", "paper"],
+        Literal["weights", "random", "public", "paper", "private"],
         Field(
             description="where B, A and the first R come from: SVD of the base weights, the seed, LoRA-SB on public"
-            " rows, or LoRA-SB on all clients' private rows (the paper's: simulation only, not private)"
+            " rows, LoRA-SB on all clients' private rows (the paper's: simulation only, not private), or noised"
+            " sketches of the clients' gradients (private: experimental, needs privacy=dp, costs one release)"
         ),
     ] = "weights"
     init_lr: Annotated[
@@ -71,6 +82,11 @@ class FedSb(Strategy):
         """True for `init=paper`, which is not private."""
         return self.init == "paper"
 
+    @property
+    def private_start(self) -> bool:
+        """True for `init=private`."""
+        return self.init == "private"
+
     def manifest(self, setup: Setup) -> Manifest:
         """B, R and A of each module: R trained and sent in every round, B and A frozen and sent once."""
         return adapter_manifest(setup, Form.LORA_SB, {Role.B: FIXED, Role.R: SHARED, Role.A: FIXED})
@@ -78,7 +94,8 @@ class FedSb(Strategy):
     def start(self, setup: Setup) -> State:
         """B, A and the first R of each module, by `init`.
 
-        Raises StrategyError if a weight or gradient that `init` needs is missing, has a wrong shape or is not finite.
+        Raises StrategyError if a weight, gradient or sketch that `init` needs is missing, has a wrong shape or is not
+        finite, or if `init=private` meets clients that do not train under DP.
         """
         manifest = self.manifest(setup)
         values: dict[str, NDArray[Any]] = dict(setup.head)
@@ -101,11 +118,20 @@ def truncated_svd(matrix: NDArray[Any], r: int) -> tuple[Matrix, NDArray[np.floa
     return u * signs, s[:r], vt * signs[:, None]
 
 
+def bases_from_sketches(y: NDArray[Any], z: NDArray[Any]) -> tuple[Matrix, Matrix]:
+    """B (d, r) and A (r, k) from a module's sketches Y (d, r) and Z (k, r): orthonormal bases of their columns.
+
+    B holds the left singular vectors of Y, A those of Z, transposed, by falling singular values. r ≤ min(d, k).
+    """
+    r = y.shape[1]
+    return truncated_svd(y, r)[0], truncated_svd(z, r)[0].T
+
+
 def _from_weights(setup: Setup, init_lr: float) -> Callable[[str], Start]:
     del init_lr
 
     def start(module: str) -> Start:
-        weight = _checked("base weight", module, setup.weight(module), setup)
+        weight = _checked("base weight", module, setup.weight(module), setup.modules[module])
         u, _, vt = truncated_svd(weight, setup.r)
         return u, np.zeros((setup.r, setup.r)), vt
 
@@ -147,16 +173,34 @@ def _from_gradient(setup: Setup, init_lr: float, rows: str) -> Callable[[str], S
             raise StrategyError(
                 f"no gradient on {rows} rows was given for module {module!r}: fed_sb cannot start from it"
             )
-        gradient = _checked(f"gradient on {rows} rows", module, gradients[module], setup)
+        gradient = _checked(f"gradient on {rows} rows", module, gradients[module], setup.modules[module])
         u, s, vt = truncated_svd(-init_lr * np.sign(gradient), setup.r)
         return u, np.diag(s / setup.scaling), vt
 
     return start
 
 
-def _checked(what: str, module: str, matrix: NDArray[Any], setup: Setup) -> Matrix:
-    if matrix.shape != setup.modules[module]:
-        raise StrategyError(f"the {what} of {module!r} has shape {matrix.shape}, not {setup.modules[module]}")
+def _from_sketches(setup: Setup, init_lr: float) -> Callable[[str], Start]:
+    del init_lr
+    sketches = setup.sketch(setup.r)
+
+    def start(module: str) -> Start:
+        d, k = setup.modules[module]
+        b, a = bases_from_sketches(sketch(module, "Y", d), sketch(module, "Z", k))
+        return b, np.zeros((setup.r, setup.r)), a
+
+    def sketch(module: str, side: Literal["Y", "Z"], rows: int) -> Matrix:
+        name = sketch_name(module, side)
+        if name not in sketches:
+            raise StrategyError(f"no sketch {name!r} was given: fed_sb cannot start {module!r} from it")
+        return _checked(f"sketch {side}", module, sketches[name], (rows, setup.r))
+
+    return start
+
+
+def _checked(what: str, module: str, matrix: NDArray[Any], shape: tuple[int, int]) -> Matrix:
+    if matrix.shape != shape:
+        raise StrategyError(f"the {what} of {module!r} has shape {matrix.shape}, not {shape}")
     if not np.isfinite(matrix).all():
         raise StrategyError(
             f"the {what} of {module!r} has values that are NaN or infinite: fed_sb cannot start from it"
@@ -169,4 +213,5 @@ _INITS: Mapping[str, Callable[[Setup, float], Callable[[str], Start]]] = {
     "random": _from_seed,
     "public": _from_public_rows,
     "paper": _from_private_rows,
+    "private": _from_sketches,
 }

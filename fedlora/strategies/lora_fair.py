@@ -53,6 +53,7 @@ class LoraFair(Strategy):
     summary = "LoRA-FAIR: FedIT with a server-side correction of B towards the mean of the clients' products"
     paper = "Bian et al., ICCV 2025, arXiv:2411.14961"
     exact = False
+    single_updates = True
     defaults: ClassVar[Mapping[str, Any]] = {"adapter.r": 8, "adapter.scaling": 2.0, "train.lr": 3e-3}
 
     def manifest(self, setup: Setup) -> Manifest:

@@ -13,7 +13,7 @@ EXPECTED = {
     "strategies": set(strategies()),
     "models": set(models()),
     "data": set(datasets()),
-    "experiments": {"causal_lm", "image"},
+    "experiments": {"causal_lm", "image", "private"},
     "keys": set(keys()),
 }
 

@@ -1,4 +1,6 @@
 import logging
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from numpy.typing import NDArray
 
 from fedlora.adapters.manifest import Tensors
 from fedlora.errors import StrategyError
-from fedlora.strategies.base import State, global_tensors
-from fedlora.strategies.fed_sb import FedSb, truncated_svd
+from fedlora.strategies.base import Setup, State, global_tensors, sketch_name
+from fedlora.strategies.fed_sb import FedSb, bases_from_sketches, truncated_svd
+from fedlora.strategies.fedavg import FedAvg
 from tests.strategies import worlds
 
 R, ETA, SCALING = 3, 1e-2, 2.0
@@ -19,6 +22,21 @@ def gradients(rows: str) -> Tensors:
     """Other values for public than for private rows."""
     rng = np.random.default_rng(len(rows))
     return {module: rng.standard_normal(sides).astype(np.float32) for module, sides in worlds.MODULES.items()}
+
+
+def sketches(width: int) -> dict[str, NDArray[np.float32]]:
+    """Random Y and Z of each module, of very different sizes."""
+    rng = np.random.default_rng(width)
+    sides: tuple[tuple[Literal["Y", "Z"], int], ...] = (("Y", 0), ("Z", 1))
+    return {
+        sketch_name(module, side): (rng.standard_normal((shape[at], width)) * 10.0 ** -np.arange(width)).astype("f4")
+        for module, shape in worlds.MODULES.items()
+        for side, at in sides
+    }
+
+
+def sketching() -> Setup:
+    return replace(worlds.setup(R, gradient=gradients), sketch=sketches)
 
 
 def factors(state: State, module: str) -> tuple[NDArray[np.float64], ...]:
@@ -32,9 +50,9 @@ def best(matrix: NDArray[np.floating], r: int) -> NDArray[np.float64]:
     return (u[:, :r] * s[:r]) @ vt[:r]
 
 
-@pytest.mark.parametrize("init", ["weights", "random", "public", "paper"])
+@pytest.mark.parametrize("init", ["weights", "random", "public", "paper", "private"])
 def test_b_and_a_are_orthonormal_and_fixed(init: str) -> None:
-    state = worlds.start(FedSb(init=init), worlds.setup(R, gradient=gradients))  # type: ignore[arg-type]
+    state = worlds.start(FedSb(init=init), sketching())  # type: ignore[arg-type]
     for module in worlds.MODULES:
         b, _, a = factors(state, module)
         np.testing.assert_allclose(b.T @ b, np.eye(R), atol=1e-6)
@@ -65,9 +83,9 @@ def test_lora_sb_starts_at_the_rank_r_part_of_the_first_step(init: str, rows: st
 
 
 def test_only_the_paper_s_start_is_not_private_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    made = worlds.setup(R, gradient=gradients)
+    made = sketching()
     with caplog.at_level(logging.WARNING):
-        for init in ("weights", "random", "public"):
+        for init in ("weights", "random", "public", "private"):
             FedSb(init=init).start(made)  # type: ignore[arg-type]
             assert not FedSb(init=init).reads_private_data  # type: ignore[arg-type]
         assert not caplog.records
@@ -75,6 +93,59 @@ def test_only_the_paper_s_start_is_not_private_and_it_says_so(caplog: pytest.Log
     assert FedSb(init="paper").reads_private_data
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "NOT private" in caplog.text
+
+
+def test_private_starts_at_zero_on_the_columns_of_the_sketches_of_width_r() -> None:
+    asked: list[int] = []
+
+    def ask(width: int) -> Tensors:
+        asked.append(width)
+        return sketches(width)
+
+    state = worlds.start(FedSb(init="private"), replace(worlds.setup(R), sketch=ask))  # reads no gradient
+    assert asked == [R]
+    for module in worlds.MODULES:
+        b, r, a = factors(state, module)
+        y, z = (sketches(R)[sketch_name(module, side)].astype(np.float64) for side in ("Y", "Z"))  # type: ignore[arg-type]
+        np.testing.assert_allclose(b @ (b.T @ y), y, atol=1e-6 * np.linalg.norm(y))
+        np.testing.assert_allclose((z.T @ a.T) @ a, z.T, atol=1e-6 * np.linalg.norm(z))
+        assert not r.any()
+        # Negative control: the other side's basis, and another start's, do not span the sketch.
+        other = factors(worlds.start(FedSb(init="random"), worlds.setup(R)), module)[0]
+        assert np.linalg.norm(other @ (other.T @ y) - y) > 0.1 * np.linalg.norm(y)
+
+
+def test_sketches_without_full_rank_still_give_orthonormal_bases() -> None:
+    """Only noise makes it certain that a rank is full."""
+    y, z = np.ones((12, 1)) @ np.ones((1, R)), np.zeros((9, R))
+    b, a = bases_from_sketches(y, z)
+    np.testing.assert_allclose(b.T @ b, np.eye(R), atol=1e-12)
+    np.testing.assert_allclose(a @ a.T, np.eye(R), atol=1e-12)
+    np.testing.assert_allclose(b[:, 0], np.ones(12) / np.sqrt(12), atol=1e-12)
+
+
+def test_only_private_asks_clients_for_sketches() -> None:
+    assert FedSb(init="private").private_start
+    assert not FedSb(init="paper").private_start
+    assert not FedAvg().private_start
+    for init in ("weights", "random"):
+        FedSb(init=init).start(worlds.setup(R))  # type: ignore[arg-type]
+    with pytest.raises(StrategyError, match=r"init=private needs clients that train under DP \(privacy=dp\)"):
+        FedSb(init="private").start(worlds.setup(R))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k != "layer.1.out.sketch_Z"}, r"no sketch 'layer\.1\.out\.sketch_Z'"),
+        (lambda s: {**s, "layer.1.out.sketch_Y": s["layer.1.out.sketch_Z"]}, r"has shape \(15, 3\), not \(7, 3\)"),
+        (lambda s: {**s, "layer.1.out.sketch_Z": s["layer.1.out.sketch_Z"] * np.inf}, "NaN or infinite"),
+    ],
+)
+def test_unusable_sketches_are_refused(broken, said: str) -> None:  # type: ignore[no-untyped-def]
+    made = replace(worlds.setup(R), sketch=lambda width: broken(sketches(width)))
+    with pytest.raises(StrategyError, match=said):
+        FedSb(init="private").start(made)
 
 
 def test_the_data_free_starts_read_no_data() -> None:

@@ -108,7 +108,7 @@ def test_a_decoder_classifies_padded_texts(tiny_llama: Path, head: str) -> None:
     model = task.load_base()
     encoded = task.encode(Dataset.from_dict({"text": ["red green", "red green blue white"], "label": [0, 1]}))
     together = task.logits(model, encoded.batch([0, 1]))
-    torch.testing.assert_close(together[:1], task.logits(model, encoded.batch([0])), atol=1e-6, rtol=0)
+    torch.testing.assert_close(together[:1], task.logits(model, encoded.batch([0])), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("labels", [None, (), ("only",)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedlora.errors import StoreError
 from fedlora.server.records import RoundRecord, RunHistory
-from fedlora.simulations.compare import Group, Summary, group_runs, mean_curve, tie
+from fedlora.simulations.compare import Group, Summary, group_runs, mean_curve, privacy_together, tie
 from fedlora.simulations.report.charts import COLOURS, DASHES, Band, Chart, Key, Line, Plot, line_chart
 from fedlora.simulations.report.curves import cumulative_bytes, cumulative_seconds, metric_of
 from fedlora.simulations.report.render import render
@@ -112,6 +112,7 @@ def write_comparison(histories: Sequence[RunHistory], path: Path) -> Path:
             rows=[_row(i, standing) for i, standing in enumerate(comparison.standings)],
             charts=comparison_charts(groups, metric),
             runs=[history.run for history in histories],
+            privacy=privacy_together(histories),
         )
     except OSError as error:
         raise StoreError(f"cannot write the page {path}: {error}; free some space, or name another file") from error

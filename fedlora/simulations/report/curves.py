@@ -9,14 +9,14 @@ from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo
 from fedlora.simulations.report.charts import Band, Chart, Line, Plot, line_chart
 from fedlora.words import byte_scale, spoken
 
-_LOOP_METRICS = ("train_loss", "aggregation_error", "aggregation_error_estimated")
+_LOOP_METRICS = ("train_loss", "aggregation_error", "aggregation_error_estimated", "clients_units")
 """Metrics of a round that the loop itself reports; beside them and `validation_…`, the strategy's own are left."""
 
 
 def metric_of(run: RunInfo, rounds: Sequence[RoundRecord]) -> str:
     """The task's metric, without a prefix: "accuracy", "token_accuracy", … ("loss" if nothing else was measured)."""
     keys = [*run.summary, *(key for record in rounds for key in record.metrics)]
-    for prefix in ("test_", "validation_"):
+    for prefix in ("test_", "validation_", "clients_"):
         for key in keys:
             if key.startswith(prefix) and not key.endswith("loss"):
                 return key.removeprefix(prefix)
@@ -59,6 +59,7 @@ def metric_chart(history: RunHistory) -> Chart | None:
     """The task's metric on the validation split, and on each client's own held-out rows."""
     metric = metric_of(history.run, history.rounds)
     lines = line(history.rounds, f"validation_{metric}", "global model, validation split")
+    lines += line(history.rounds, f"clients_{metric}", "received model, all clients' held-out rows", 3, 2)
     mean, bands = spread(history.rounds, f"holdout_{metric}")
     name = spoken(metric)
     note = "Clients measure the model that they receive, before they train it, on rows that they keep from training."

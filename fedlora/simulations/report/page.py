@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import StoreError
+from fedlora.privacy.account import read_account
 from fedlora.server.records import RunHistory, RunInfo, RunStatus
 from fedlora.simulations.report import holders as partition
 from fedlora.simulations.report.curves import metric_of, run_charts
@@ -49,6 +50,7 @@ def _contents(history: RunHistory, table: object | None) -> dict[str, Any]:
         "sentence": outcome_sentence(history),
         "figures": key_figures(history),
         "troubles": found,
+        "privacy": read_account(history.run.folder),
         "charts": run_charts(history),
         "holders": None if table is None else partition.holders(table),
         "matrix": matrix(history),
