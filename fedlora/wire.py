@@ -50,8 +50,9 @@ class TrainTask:
     """One client's work in one round, as it is sent.
 
     once: `None` where the client already has those tensors. fixed_digest: SHA-256 of the fixed tensors, which the
-    client compares with what it holds before it trains. receipt: the server's newest for the client's ledger, as JSON,
-    or "". deadline: seconds since the epoch after which an answer does not count; None: there is none.
+    client compares with what it holds before it trains. base_digest: SHA-256 of the base model's weights, for methods
+    whose fixed tensors were made of them; "" is not compared. receipt: the server's newest for the client's ledger, as
+    JSON, or "". deadline: seconds since the epoch after which an answer does not count; None: there is none.
     """
 
     run: str
@@ -62,6 +63,7 @@ class TrainTask:
     tensors: Tensors
     once: Tensors | None
     fixed_digest: str
+    base_digest: str = ""
     receipt: str = ""
     deadline: float | None = None
 
@@ -116,6 +118,7 @@ def write_task(task: TrainTask, arrays: ArrayRecord, once: ArrayRecord | None) -
             "experiment": task.config.model_dump_json(),
             "manifest": task.manifest.to_json(),
             "fixed-digest": task.fixed_digest,
+            "base-digest": task.base_digest,
             "receipt": task.receipt,
             "deadline": -1.0 if task.deadline is None else task.deadline,
         }
@@ -139,6 +142,7 @@ def read_task(content: RecordDict) -> TrainTask:
         numbers = int(str(fields["round"])), int(str(fields["client"]))
         run, digest = str(fields["run"]), str(fields["fixed-digest"])
         receipt, deadline = str(fields["receipt"]), float(str(fields["deadline"]))
+        base_digest = str(fields["base-digest"])
     except KeyError as missing:
         raise WireError(f"the task's message has no {missing}") from missing
     except (TypeError, ValueError) as error:
@@ -153,6 +157,7 @@ def read_task(content: RecordDict) -> TrainTask:
         tensors=read_tensors(arrays, {name: manifest.tensors[name] for name in arrays if name in manifest.tensors}),
         once=None if once is None else read_tensors(once, {n: s for n, s in manifest.tensors.items() if n in once}),
         fixed_digest=digest,
+        base_digest=base_digest,
         receipt=receipt,
         deadline=None if deadline < 0 else deadline,
     )

@@ -44,7 +44,16 @@ def restore_local(state: RecordDict, run: str, tensors: Tensors) -> None:
 
 
 def loaded(task: TrainTask, state: RecordDict, worker: Worker) -> AdaptedModel:
-    """The worker's model, holding what the client trains from in this round."""
+    """The worker's model, holding what the client trains from in this round.
+
+    Raises WireError if the client's base model is not the one that the server's fixed tensors were made of.
+    """
+    if task.base_digest and task.base_digest != worker.base_digest:
+        raise WireError(
+            f"this client's base model has the SHA-256 {worker.base_digest[:12]}…, the server's"
+            f" {task.base_digest[:12]}…: factors that were made of other weights would be silently wrong; use the same"
+            " model files"
+        )
     fixed, local = kept_tensors(task, state, worker)
     return worker.load(task.manifest, {**task.tensors, **local}, fixed, task.fixed_digest)
 

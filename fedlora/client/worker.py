@@ -13,7 +13,7 @@ from torch import nn
 from fedlora.adapters.adapted import AdaptedModel, head_tensors
 from fedlora.adapters.attach import attach
 from fedlora.adapters.init import derive_seeded
-from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.adapters.manifest import Manifest, Tensors, tensors_digest
 from fedlora.adapters.modules import find_modules
 from fedlora.config.schema import RunConfig
 from fedlora.data.base import Partition, Splits
@@ -70,6 +70,14 @@ class Worker:
     def base(self) -> nn.Module:
         """The base model with its head, before any adapter is attached."""
         return self.task.load_base().to(self.device)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """SHA-256 of the base model's weights, without head and adapter: the same whether one is attached or not."""
+        head = set(self.task.head_parameters(self.task.load_skeleton()))
+        named = ((name.replace(".base_layer", ""), p) for name, p in self.base.named_parameters())
+        kept = {n: p.detach().cpu().numpy() for n, p in named if ".lora_" not in n and n not in head}
+        return tensors_digest(kept)
 
     @cached_property
     def partition(self) -> Partition:

@@ -38,6 +38,12 @@ ELSEWHERE_CALLED = {
     "clients_per_round": "federation.cohort",
     "num_rounds": "federation.rounds",
     "num_workers": "engine.workers",
+    "sigma": "privacy.noise_multiplier",
+    "target_epsilon": "privacy.epsilon",
+    "target_delta": "privacy.delta",
+    "sample_rate": "privacy.rate",
+    "clipping_norm": "privacy.clip",
+    "clip_bound": "privacy.clip",
 }
 """Names of other libraries for what is meant here."""
 

@@ -58,7 +58,7 @@ REFUSED: tuple[Row, ...] = (
         "start from private gradients",
         lambda config, method: config.privacy.name != "none" and method.reads_private_data,
         "its start gives everyone the un-noised gradient of the clients' rows, which no later noise takes back: choose"
-        " strategy.init=weights, random, public or private",
+        " strategy.init=weights or random",
         ("strategy.init", "privacy.name"),
     ),
     Row(

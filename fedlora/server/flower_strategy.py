@@ -35,9 +35,16 @@ class FlowerStrategy(FlowerBase):
     """
 
     def __init__(
-        self, method: Strategy, state: State, config: RunConfig, run: str, book: ReceiptBook | None = None
+        self,
+        method: Strategy,
+        state: State,
+        config: RunConfig,
+        run: str,
+        *,
+        book: ReceiptBook | None = None,
+        base_digest: str = "",
     ) -> None:
-        """book: where receipts for clients' privacy ledgers are, under local DP."""
+        """book: where receipts for clients' privacy ledgers are, under local DP. base_digest: see `TrainTask`."""
         self.method = method
         self.state = state
         self.config = config
@@ -49,7 +56,7 @@ class FlowerStrategy(FlowerBase):
         self._asked: dict[int, int] = {}
         self._down: dict[int, tuple[int, int, int]] = {}
         self._central = mechanism_for(method, config)
-        self._book = book
+        self._book, self._base_digest = book, base_digest
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -103,6 +110,7 @@ class FlowerStrategy(FlowerBase):
             tensors=tensors,
             once=None,
             fixed_digest=self._digest,
+            base_digest=self._base_digest,
             receipt="" if self._book is None else self._book.newest(client),
             deadline=self._deadline(),
         )
@@ -155,6 +163,8 @@ class FlowerStrategy(FlowerBase):
                 continue
             found[client] = admit(reply, client, expected)
         lost = "no answer came before the round's deadline (federation.timeout)"
+        if expected.private:
+            found = {client: spent_unused(verdict) for client, verdict in found.items()}
         for client in self._asked.values():
             found.setdefault(client, refused(client, Outcome.LOST, lost))
         self._note_heads(found)
@@ -228,6 +238,13 @@ class FlowerStrategy(FlowerBase):
         """Nothing to aggregate; see `configure_evaluate`."""
         del server_round, replies
         return None
+
+
+def spent_unused(verdict: Verdict) -> Verdict:
+    """Under local DP an update that was sent and not counted has cost its client: the roster says so."""
+    if verdict.row.outcome is not Outcome.REJECTED:
+        return verdict
+    return replace(verdict, row=replace(verdict.row, reason=f"{verdict.row.reason} (its ε is spent, unused)"))
 
 
 def _error_metrics(error: MeasuredError | None) -> dict[str, float]:

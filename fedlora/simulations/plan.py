@@ -173,13 +173,14 @@ def _numbers(manifest: Manifest, *, head: bool) -> int:
 
 
 def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) -> Memory:
-    """An upper estimate for full-length batches.
+    """An upper estimate for full-length batches; under local DP with the gradients of a micro-batch, record by record.
 
     Activations by Korthikanti et al. (arXiv 2205.05198, eq. 1): s·b·h·(34 + 5·a·s/h) bytes a layer in 16 bits, here
     in 32; s tokens, b records, h the width, a the heads. The logits come on top.
     """
     shape: Any = skeleton.config
-    tokens, records = _tokens(config, shape), config.train.batch
+    private = config.privacy.local
+    tokens, records = _tokens(config, shape), config.privacy.micro_batch if private else config.train.batch
     width, heads, layers = shape.hidden_size, shape.num_attention_heads, shape.num_hidden_layers
     layer = 2 * tokens * records * width * (34 + 5 * heads * tokens / width)
     outputs = getattr(shape, "vocab_size", 0) if config.task.name == "causal_lm" else 0
@@ -188,7 +189,7 @@ def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) 
     frozen = sum(spec.nbytes for spec in manifest.tensors.values() if not spec.trained)
     return Memory(
         base=sum(p.numel() * p.element_size() for p in skeleton.parameters()),
-        adapter=frozen + copies * trained,
+        adapter=frozen + (copies + (records if private else 0)) * trained,
         activations=int(layers * layer + 3 * 4 * tokens * records * outputs),
         workers=config.engine.workers or 1,
     )

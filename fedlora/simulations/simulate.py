@@ -128,7 +128,8 @@ class _Run:
         book = ReceiptBook(self.info.folder) if self.config.privacy.local else None
         with self._engine(worker) as engine:
             state, first = self._start(method, worker, engine, checkpoint)
-            strategy = FlowerStrategy(method, state, self.config, self.info.id, book)
+            digest = worker.base_digest if state.fixed else ""
+            strategy = FlowerStrategy(method, state, self.config, self.info.id, book=book, base_digest=digest)
             done = self._rounds(strategy, engine, emit, first, checkpoint)
             if done < self.config.federation.rounds:
                 self._stopped(emit, f"stopped on request after round {done}")

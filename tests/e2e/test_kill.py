@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedlora.config.schema import EngineConfig, RunConfig
+from fedlora.privacy.ledger import open_ledger
+from fedlora.server.records import Outcome
+from fedlora.server.store import RunStore
 from tests.tiny import tiny_config
 
 LIVES = Path(__file__).with_name("lives.py")
@@ -65,3 +68,28 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, config: RunConfig, work
     config = with_workers(config) if workers else config
     said = run_lives(tmp_path, config, "random", str(time.time_ns() % 10**9), "20")
     assert said.count("same bits") == 20
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_under_dp(tmp_path: Path, tiny_bert: Path, tiny_text_csv: Path) -> None:
+    """The same bits, with noise from the seed; no ledger counts less than was sent, or over one round more a kill."""
+    privacy = {"name": "dp", "noise_multiplier": 1.0, "noise": "seeded", "rate": 0.3}
+    config = tiny_config(tiny_bert, tiny_text_csv, federation={"rounds": 3}, privacy=privacy)
+    said = run_lives(tmp_path, with_workers(config), "random", str(time.time_ns() % 10**9), "10")
+    assert said.count("same bits") == 10
+    counted = [pair for trial in tmp_path.glob("trial-*") for pair in sent_and_counted(trial)]
+    assert len(counted) >= 10
+    assert all(sent <= spent <= sent + 1 for sent, spent in counted)
+
+
+def sent_and_counted(store: Path) -> list[tuple[int, int]]:
+    """For each client of the store's one run: rounds in which its update counted, and rounds that its ledger counts."""
+    with RunStore.open(store, create=False) as opened:
+        (info,) = opened.list()
+        rows = [row for record in opened.history(info).rounds for row in record.roster]
+    found = []
+    for folder in sorted((info.folder / "ledgers").glob("client-*")):
+        sent = sum(row.client == int(folder.name[-5:]) and row.outcome is Outcome.REPORTED for row in rows)
+        with open_ledger(folder) as ledger:
+            found.append((sent, ledger.runs[info.id].participated()))
+    return found

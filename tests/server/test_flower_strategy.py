@@ -1,6 +1,7 @@
 """`FlowerStrategy` is an ordinary Flower strategy: Flower's own loop drives it as ours does."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fedlora.config.strategy import make_strategy
 from fedlora.errors import RunError
 from fedlora.server.checkpoint import load
 from fedlora.server.flower_strategy import FlowerStrategy
+from fedlora.server.records import RunStatus
 from fedlora.simulations.simulate import Watch, resolve, run
 from fedlora.simulations.virtual import InProcess, VirtualGrid
 from fedlora.wire import to_record
@@ -51,3 +53,20 @@ def test_a_grid_with_too_few_nodes_is_named(tiny_bert: Path, tiny_text_csv: Path
     strategy = FlowerStrategy(method, state, config, "flower")
     with pytest.raises(RunError, match=r"3 nodes, but federation\.clients=4"):
         strategy.start(VirtualGrid(InProcess(app), 3), to_record(state.shared), num_rounds=1)
+
+
+def test_a_client_with_another_base_model_is_refused(
+    tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fed-SB's factors were made of the server's weights: training on others would be silently wrong."""
+    config = tiny_config(tiny_bert, tiny_text_csv, strategy={"name": "fed_sb"}, store=tmp_path)
+    assert run(config, Watch()).run.status is RunStatus.FINISHED
+    real = FlowerStrategy.__init__
+
+    def another(self: FlowerStrategy, *args: Any, base_digest: str, **more: Any) -> None:
+        assert len(base_digest) == 64
+        real(self, *args, base_digest="0" * 64, **more)
+
+    monkeypatch.setattr(FlowerStrategy, "__init__", another)
+    with pytest.raises(RunError, match="base model has the SHA-256"):
+        run(config.model_copy(update={"seed": 1}), Watch())
