@@ -77,6 +77,9 @@ def test_a_private_run_spends_what_it_promised_and_tells_nothing_else(
     assert "a person with m records is not covered" in account.sentence()
     assert json.loads((history.run.folder / "adapter" / "privacy.json").read_text())["spent"]["sites"]
     assert "per record" in (history.run.folder / "adapter" / "README.md").read_text()
+    report = (history.run.folder / "report.html").read_text()
+    assert "No differential privacy" not in report
+    assert "simulated ε" in report
 
 
 def test_each_round_moves_every_factor_and_noise_differs_between_runs(make: Callable[..., RunConfig]) -> None:
@@ -98,6 +101,9 @@ def test_seeded_noise_repeats_itself_also_after_a_stop_and_in_worker_processes(m
     assert account is not None
     assert not account.promise["holds"]
     assert "seed" in account.sentence()
+    report = (whole.run.folder / "report.html").read_text()
+    assert "No guarantee:" in report
+    assert report.count('id="privacy"') == 1
 
 
 def test_a_client_at_its_ceiling_declines_and_the_run_completes(make: Callable[..., RunConfig], tmp_path: Path) -> None:
