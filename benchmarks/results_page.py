@@ -55,8 +55,8 @@ Read on 2026-11-26, by hand; the command does not rewrite this part.
   ties with the best at Dirichlet(0.1). On even clients it gives up 0.7 points to FedIT of the same rank.
 - Fed-SB at rank 8 sends 1.5 % of FedIT's bytes and is 3 points behind on even clients; at equal bytes (rank 55) it is
   ahead of all. Its start reads no data here, unlike in the paper.
-- Under strong skew the partition matters more than the method: standard deviations over partitions are several times the
-  differences of the methods, whence the paired differences.
+- Under strong skew the partition matters more than the method: standard deviations over partitions are several times
+  the differences of the methods, whence the paired differences.
 - The aggregation error of 10⁻¹ that FedIT makes costs no accuracy that could be seen here.
 """
 
