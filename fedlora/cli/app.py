@@ -9,10 +9,10 @@ from typer.core import TyperGroup
 from typer.models import ArgumentInfo
 
 import fedlora
-from fedlora.cli import audit, doctor, export, ls, plan, report, runs, simulate, validate
+from fedlora.cli import audit, doctor, export, ledger, ls, plan, report, runs, simulate, validate
 from fedlora.cli.output import stdout
 
-COMMANDS = (simulate, validate, plan, audit, ls, runs, report, export, doctor)
+COMMANDS = (simulate, validate, plan, audit, ledger, ls, runs, report, export, doctor)
 
 
 class _PlainGroup(TyperGroup):
