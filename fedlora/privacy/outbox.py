@@ -9,8 +9,8 @@ from pathlib import Path
 from fedlora.errors import PrivacyError
 from fedlora.server.durable import explained, replace_synced, sync_folder
 
-KEPT = 2
-"""How many rounds of a run are kept: the newest, and the one before, which a server that was set back may ask for."""
+KEPT = 4
+"""How many rounds of a run are kept: the newest, and a few before, which a server that was set back may ask for."""
 
 _FOLDER = "outbox"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -85,7 +85,7 @@ class Outbox:
         """What was stored just now stays even if the server went back to a lower number."""
         others = sorted(int(path.stem) for path in self._folder.glob("[0-9]*.bin") if path.stem.isdecimal())
         others = [number for number in others if number != stored]
-        for number in others[: len(others) - (KEPT - 1)]:
+        for number in others[: max(0, len(others) - (KEPT - 1))]:
             self._path(number).unlink()
         for draft in self._folder.glob(".*.tmp"):  # a crash left it
             draft.unlink()

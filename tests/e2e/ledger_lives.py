@@ -25,7 +25,7 @@ from fedlora.privacy.spending import Spent, spend
 from fedlora.server.durable import replace_synced
 
 ROUND = Release(5.0, 0.01, 10)
-ROUNDS = 400
+ROUNDS = 5000  # more than fifty lives get through: a client that is done would end by itself
 SCHEDULE = Schedule("run", "server", (ROUND,), ROUNDS)
 
 
