@@ -79,12 +79,13 @@ def test_a_retry_gets_the_same_bytes_and_costs_nothing(folder: Path) -> None:
 
 
 def test_lost_bytes_are_never_noised_again(folder: Path) -> None:
+    longer = replace(SCHEDULE, participations=5)
     for number in (1, 2, 3, 4, 5):
-        ask(folder, number)
+        ask(folder, number, schedule=longer)
     (folder / "outbox" / "run-1" / "5.bin").write_bytes(b"damaged")
     for number in (1, 5):  # four rounds older, and damaged
         with pytest.raises(BytesLostError, match="is not noised a second time") as lost:
-            ask(folder, number, make=never)
+            ask(folder, number, schedule=longer, make=never)
         assert str(folder) not in str(lost.value)
     assert participated(folder) == 5
 
