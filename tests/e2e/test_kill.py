@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.config.schema import EngineConfig, RunConfig
+from fedlora.config.schema import EngineConfig, PrivacyConfig, RunConfig
 from fedlora.privacy.ledger import open_ledger
 from fedlora.server.records import Outcome
 from fedlora.server.store import RunStore
@@ -71,14 +71,18 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, config: RunConfig, work
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_under_dp(tmp_path: Path, tiny_bert: Path, tiny_text_csv: Path) -> None:
+@pytest.mark.parametrize(("strategy", "count"), [("fedavg", 10), ("fedsa_lora", 5)])
+def test_killed_at_random_moments_under_dp(
+    tmp_path: Path, config: RunConfig, example_package: Path, strategy: str, count: int
+) -> None:
     """The same bits, with noise from the seed; no ledger counts less than was sent, or over one round more a kill."""
-    privacy = {"name": "dp", "noise_multiplier": 1.0, "noise": "seeded", "rate": 0.3}
-    config = tiny_config(tiny_bert, tiny_text_csv, federation={"rounds": 3}, privacy=privacy)
-    said = run_lives(tmp_path, with_workers(config), "random", str(time.time_ns() % 10**9), "10")
-    assert said.count("same bits") == 10
+    privacy = PrivacyConfig.model_validate({"name": "dp", "noise_multiplier": 1.0, "noise": "seeded", "rate": 0.3})
+    config = with_strategy(with_workers(config), strategy).model_copy(update={"privacy": privacy})
+    seed = str(time.time_ns() % 10**9)
+    said = run_lives(tmp_path, config, "random", seed, str(count), path=example_package)
+    assert said.count("same bits") == count
     counted = [pair for trial in tmp_path.glob("trial-*") for pair in sent_and_counted(trial)]
-    assert len(counted) >= 10
+    assert len(counted) >= count
     assert all(sent <= spent <= sent + 1 for sent, spent in counted)
 
 
