@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlora.cli.__main__ import run as command
 from fedlora.client.ledgers import enough_for
 from fedlora.client.units import client_units
 from fedlora.client.worker import Worker
@@ -23,6 +24,7 @@ from fedlora.server.checkpoint import load
 from fedlora.server.records import Outcome, RosterRow, RunHistory, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations import simulate
+from fedlora.simulations.compare import privacy_together
 from fedlora.simulations.simulate import Watch, resume, run
 from fedlora.tasks.text_classification import TextClassification
 from tests.simulations.test_simulate import adapter_of, stopping_after
@@ -246,6 +248,27 @@ def test_an_older_copy_of_a_ledger_is_refused_by_the_receipt(make: Callable[...,
         resumed = resume(store, store.find("latest"), Watch())
     last = {row.client: row.outcome for row in resumed.rounds[-1].roster}
     assert last == {0: Outcome.FAILED, 1: Outcome.REPORTED}
+
+
+def test_what_several_runs_spend_together_is_said(
+    make: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(**{"federation.rounds": 1})
+    both = [run(config.model_copy(update={"seed": seed}), Watch()) for seed in (0, 1)]
+    releases = run_releases(simulate.resolve(config)).all()
+    total = epsilon([*releases, *releases], 1e-5)
+    assert total > 8.0
+    said = privacy_together(both)
+    assert said is not None
+    assert f"simulated ε = {total:.3g} at δ = 1e-05" in said
+    page = tmp_path / "page.html"
+    ids = [history.run.id for history in both]
+    assert command(["runs", "compare", *ids, "--store", str(config.store), "--output", str(page)]) == 0
+    assert said.split(" if ")[0] in " ".join(capsys.readouterr().out.split())
+    assert f"{total:.3g}" in page.read_text()
+    open_one = run(make(store="open", privacy={"name": "none"}, **{"federation.rounds": 1}), Watch())
+    assert "promise nothing" in (privacy_together([*both, open_one]) or "")
+    assert privacy_together([open_one]) is None
 
 
 def worker_with(make: Callable[..., RunConfig], **updates: Any) -> Worker:
