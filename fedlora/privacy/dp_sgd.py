@@ -144,14 +144,19 @@ def private_steps(
     parameters = learner.adapted.parameters(names)
     with recorded(learner.adapted, names) as rows:
         for _ in range(mechanism.steps):
-            total = torch.zeros(rows.width, dtype=parameters[0].dtype, device=learner.adapted.device)
-            chosen = units.by_length(source.chosen(len(units), mechanism.rate), learner.encoded)
-            for part in units.parts(chosen, learner.micro_batch):
-                total += clipped_part(learner, rows, part, mechanism.bound)
-            mean = mechanism.noised_mean(total, source)
+            mean = noised_step(learner, rows, units, mechanism, source)
             for parameter, gradient in zip(parameters, split_like(mean, parameters), strict=True):
                 parameter.grad = gradient
             optimizer.step()
+
+
+def noised_step(learner: Learner, rows: GradientRows, units: Units, mechanism: DpSgd, source: RandomSource) -> Tensor:
+    """One release: the noised mean of the clipped sums over a Poisson sample of `units`; shape [P], rows.width."""
+    total = rows.zeros()
+    chosen = units.by_length(source.chosen(len(units), mechanism.rate), learner.encoded)
+    for part in units.parts(chosen, learner.micro_batch):
+        total += clipped_part(learner, rows, part, mechanism.bound)
+    return mechanism.noised_mean(total, source)
 
 
 def clipped_part(learner: Learner, rows: GradientRows, part: list[NDArray[np.int64]], bound: float) -> Tensor:

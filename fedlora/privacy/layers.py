@@ -26,14 +26,21 @@ def recorded(adapted: AdaptedModel, names: Sequence[str]) -> Iterator[GradientRo
     """
     parameters = adapted.parameters(names)
     rows = GradientRows(parameters)
-    replaced = _replacements(adapted, rows)
-    _require_all(adapted, names, replaced)
-    for module, forward in replaced.items():
+    forwards = _replacements(adapted, rows)
+    _require_all(adapted, names, forwards)
+    with replaced(forwards):
+        yield rows
+
+
+@contextmanager
+def replaced(forwards: Mapping[Any, Forward]) -> Iterator[None]:
+    """Within the block, each of the modules has another forward pass."""
+    for module, forward in forwards.items():
         module.forward = forward
     try:
-        yield rows
+        yield
     finally:
-        for module in replaced:
+        for module in forwards:
             del module.forward  # the class's own is back
 
 

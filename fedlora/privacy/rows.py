@@ -37,6 +37,11 @@ class GradientRows:
         self._written.clear()
         self.records = records
 
+    def zeros(self) -> Tensor:
+        """An empty sum of rows, shape [P], of the parameters' type and device."""
+        like = self._parameters[0]
+        return torch.zeros(self.width, dtype=like.dtype, device=like.device)
+
     def holds(self, parameter: Tensor) -> bool:
         """Whether `parameter` is one of those whose gradients are kept."""
         return id(parameter) in self._offsets

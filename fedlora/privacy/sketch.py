@@ -21,9 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from fedlora.adapters.adapted import ADAPTER, AdaptedModel
 from fedlora.adapters.modules import is_transposed, weight_shape
 from fedlora.errors import PrivacyError, StrategyError
-from fedlora.privacy.dp_sgd import DpSgd, Learner, Units, clipped_part
+from fedlora.privacy.dp_sgd import DpSgd, Learner, Units, noised_step
 from fedlora.privacy.functions import compute_dtype, keep_gradient
-from fedlora.privacy.layers import Forward
+from fedlora.privacy.layers import Forward, replaced
 from fedlora.privacy.randomness import RandomSource
 from fedlora.privacy.rows import GradientRows, split_like
 from fedlora.seeding import portable_uniform
@@ -91,13 +91,10 @@ def sketched(adapted: AdaptedModel, pairs: Mapping[str, SketchPair]) -> Iterator
     manifest = adapted.manifest
     trained = [n for n, each in zip(manifest, adapted.parameters(manifest), strict=True) if each.requires_grad]
     adapted.set_trained([])
-    for layer, forward in forwards.items():
-        layer.forward = forward
     try:
-        yield rows
+        with replaced(forwards):
+            yield rows
     finally:
-        for layer in forwards:
-            del layer.forward  # the class's own is back
         adapted.set_trained(trained)
 
 
@@ -166,9 +163,6 @@ def noised_sketch(
     pairs = sketch_pairs(learner.adapted, width, seed)
     slots = _slots(pairs)
     with sketched(learner.adapted, pairs) as rows:
-        total = torch.zeros(rows.width, dtype=slots[0].dtype, device=slots[0].device)
-        chosen = units.by_length(source.chosen(len(units), mechanism.rate), learner.encoded)
-        for part in units.parts(chosen, learner.micro_batch):
-            total += clipped_part(learner, rows, part, mechanism.bound)
-    parts = iter(split_like(mechanism.noised_mean(total, source), slots))
+        mean = noised_step(learner, rows, units, mechanism, source)
+    parts = iter(split_like(mean, slots))
     return {sketch_name(module, side): next(parts).float().cpu().numpy() for module in pairs for side in ("Y", "Z")}
