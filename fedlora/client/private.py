@@ -58,21 +58,28 @@ def answer_privately(task: TrainTask, worker: Worker, state: RecordDict) -> Reco
 
     Raises PrivateFailureError, which says nothing of the cause, if anything else goes wrong.
     """
-    try:
-        spent = _spend(task.config, task.run, task.client, task.round, task, lambda: _released(task, worker, state))
-        return _answer(task, spent, state)
-    except DeclinedError as error:
-        return write_declined(str(error))
-    except Exception:  # noqa: BLE001 - whatever it is, its text may tell of private rows
-        raise _silent(task.run, task.client) from None
+
+    def work() -> RecordDict:
+        return _answer(task, _spend(task, task.round, lambda: _released(task, worker, state)), state)
+
+    return _told(task, work)
 
 
 def sketch_privately(content: RecordDict) -> RecordDict:
     """The client's noised sketch of its first gradient, or that it declines; see `answer_privately`."""
     task = read_sketch_task(content)
-    try:
-        spent = _spend(task.config, task.run, task.client, START, task, lambda: pack(_sketched(task)))
+
+    def work() -> RecordDict:
+        spent = _spend(task, START, lambda: pack(_sketched(task)))
         return write_answer(Answer(task.run, START, task.client, unpack(spent.content), 1, {}, _head(spent)))
+
+    return _told(task, work)
+
+
+def _told(task: TrainTask | SketchTask, work: Callable[[], RecordDict]) -> RecordDict:
+    """What `work` gives, or that the client declines; of anything else that is raised, nothing travels."""
+    try:
+        return work()
     except DeclinedError as error:
         return write_declined(str(error))
     except Exception:  # noqa: BLE001 - whatever it is, its text may tell of private rows
@@ -84,17 +91,16 @@ def _silent(run: str, client: int) -> PrivateFailureError:
     return PrivateFailureError("private training failed at this client; its own log says why, and does not travel")
 
 
-def _spend(
-    config: RunConfig, run: str, client: int, round_number: int, task: TrainTask | SketchTask, make: Callable[[], bytes]
-) -> Spent:
+def _spend(task: TrainTask | SketchTask, round_number: int, make: Callable[[], bytes]) -> Spent:
+    config = task.config
     releases = run_releases(config)
-    schedule = Schedule(run, SERVER, releases.each, releases.participations, releases.once)
-    folder = simulated_ledger(config, client, schedule)
+    schedule = Schedule(task.run, SERVER, releases.each, releases.participations, releases.once)
+    folder = simulated_ledger(config, task.client, schedule)
     return spend(
         folder,
         schedule,
         round_number,
-        fingerprint=fingerprint(config, client),
+        fingerprint=fingerprint(config, task.client),
         receipt=Receipt.from_json(task.receipt) if task.receipt else None,
         still_open=lambda: task.deadline is None or time.time() < task.deadline,
         make=make,
@@ -170,7 +176,7 @@ def _keep_results(task: TrainTask, scores: NDArray[np.float64]) -> None:
 def _answer(task: TrainTask, spent: Spent, state: RecordDict) -> RecordDict:
     found = unpack(spent.content)
     tensors: Tensors = {name: array for name, array in found.items() if not name.startswith(_METRIC)}
-    keep_local({name: tensors[name] for name in task.manifest.names(Delivery.LOCAL)}, task.manifest, state)
+    keep_local(tensors, task.manifest, state)
     return write_answer(
         Answer(
             run=task.run,

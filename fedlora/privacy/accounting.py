@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
@@ -114,7 +115,13 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: str = "pld") 
     """
     _check(delta, accountant)
     merged = _merged(releases)
-    return ACCOUNTANTS[accountant](merged, delta) if merged else 0.0
+    return _accounted(accountant, tuple(merged), delta) if merged else 0.0
+
+
+@lru_cache(maxsize=1024)
+def _accounted(accountant: str, releases: tuple[Release, ...], delta: float) -> float:
+    """A plan, a statement and an account ask for the same ε, and PLD needs a part of a second for each."""
+    return ACCOUNTANTS[accountant](list(releases), delta)
 
 
 def _merged(releases: Iterable[Release]) -> list[Release]:

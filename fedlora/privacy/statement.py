@@ -7,6 +7,7 @@ from typing import Any
 from fedlora.config.schema import RunConfig
 from fedlora.errors import PrivacyError
 from fedlora.privacy.accounting import Release, epsilon
+from fedlora.privacy.central import central_mechanism
 from fedlora.privacy.promises import MODES, lacking
 from fedlora.privacy.schedule import participations, run_releases
 from fedlora.strategies.base import Strategy
@@ -103,16 +104,15 @@ def _local(config: RunConfig) -> Figures:
 
 
 def _central(config: RunConfig) -> Figures:
-    federation = config.federation
-    rate, noise = federation.cohort / federation.clients, config.privacy.noise_multiplier or 0.0
+    mechanism, rounds = central_mechanism(config), config.federation.rounds
     return _figures(
         config,
-        [Release(noise, rate, federation.rounds)],
-        rate=rate,
+        [mechanism.release(rounds)],
+        rate=mechanism.rate,
         steps=1,
-        times=federation.rounds,
-        divisor=float(federation.cohort),
-        seen=[Release(noise, 1.0, federation.rounds)],
+        times=rounds,
+        divisor=float(mechanism.cohort),
+        seen=[mechanism.release_seen(rounds)],
     )
 
 
