@@ -2,10 +2,12 @@
 
     python -m benchmarks.dp_step                      # MiniLM, rank 8, batches of 32 texts of 128 tokens
     python -m benchmarks.dp_step --pairs 40 --threads 2
+    python -m benchmarks.dp_step --device cuda
 
 Each round of the measurement takes one step of every variant, in an order that turns; a ratio is that of one round, so
 that a slow moment of the machine is in both. Printed are the median ratio to the ordinary step with its 95 % interval
-(bootstrap over rounds), and the memory that a step of each variant adds to a fresh process at its peak.
+(bootstrap over rounds), and the memory that a step of each variant adds to a fresh process (on CUDA: to the device) at
+its peak.
 """
 
 import argparse
@@ -46,7 +48,7 @@ class Texts:
     compact = batch
 
 
-def learner(records: int, tokens: int) -> Any:
+def learner(records: int, tokens: int, device: str) -> Any:
     """MiniLM with the default adapter, all values random, and the texts."""
     from fedlora.client.worker import worker_for
     from fedlora.config.compose import compose
@@ -56,13 +58,21 @@ def learner(records: int, tokens: int) -> Any:
     from fedlora.strategies.base import global_tensors
     from fedlora.training.local import trained_names
 
-    config = resolve(compose([f"seed={time.time_ns() % 1000}", "engine=sequential"]))  # a model of its own
+    own = f"seed={time.time_ns() % 1000}"  # a model of its own
+    config = resolve(compose([own, "engine=sequential", f"train.device={device}"]))
     worker, method = worker_for(config), make_strategy(config.strategy)
     state = method.start(worker.setup(method))
     adapted = worker.adapted(state.manifest)
     adapted.load(global_tensors(state))
     adapted.set_trained(trained_names(state.manifest))
     return Learner(adapted, worker.task, Texts(records, tokens), records)
+
+
+def on_device(found: Any, records: int) -> Any:
+    """All texts as one batch, where the model is."""
+    from fedlora.tasks.base import move
+
+    return move(found.encoded.batch(range(records)), found.adapted.device)
 
 
 def parameters_of(found: Any) -> list[Any]:
@@ -73,15 +83,14 @@ def parameters_of(found: Any) -> list[Any]:
     return parameters
 
 
-def ordinary(records: int, tokens: int) -> Step:
+def ordinary(found: Any, records: int) -> Step:
     """PEFT's layers, the mean loss, AdamW."""
     from torch.optim import AdamW
 
     from fedlora.training.optim import plain_step
 
-    found = learner(records, tokens)
     optimizer, step = AdamW(parameters_of(found), lr=1e-3, fused=True), plain_step(None)
-    batch = found.encoded.batch(range(records))
+    batch = on_device(found, records)
 
     def take() -> None:
         with found.adapted.training():
@@ -90,7 +99,7 @@ def ordinary(records: int, tokens: int) -> Step:
     return take
 
 
-def private(records: int, tokens: int) -> Step:
+def private(found: Any, records: int) -> Step:
     """fedlora's private step: everybody is sampled, so that the batch is as large; noise from the system's entropy."""
     from torch.optim import AdamW
 
@@ -98,7 +107,6 @@ def private(records: int, tokens: int) -> Step:
     from fedlora.privacy.randomness import system_source
     from fedlora.training.local import trained_names
 
-    found = learner(records, tokens)
     names = trained_names(found.adapted.manifest)
     optimizer = AdamW(parameters_of(found), lr=1e-3, fused=True)
     mechanism = DpSgd(noise_multiplier=1.0, bound=1.0, rate=1.0, expected=records, steps=1)
@@ -111,17 +119,16 @@ def private(records: int, tokens: int) -> Step:
     return take
 
 
-def opacus_hooks(records: int, tokens: int) -> Step:
+def opacus_hooks(found: Any, records: int) -> Step:
     """Opacus's default: hooks that keep activations."""
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
     from torch.optim import AdamW
 
-    found = learner(records, tokens)
     wrapped = GradSampleModule(found.adapted.model, strict=False, loss_reduction="sum")
     settings: dict[str, Any] = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": records}
     optimizer = DPOptimizer(AdamW(parameters_of(found), lr=1e-3, fused=True), **settings)
-    batch = found.encoded.batch(range(records))
+    batch = on_device(found, records)
 
     def take() -> None:
         optimizer.zero_grad()
@@ -133,7 +140,7 @@ def opacus_hooks(records: int, tokens: int) -> Step:
     return take
 
 
-def opacus_ghost(records: int, tokens: int) -> Step:
+def opacus_ghost(found: Any, records: int) -> Step:
     """Opacus's ghost clipping: norms from Gram matrices, and a second backward pass."""
     import torch
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -141,12 +148,11 @@ def opacus_ghost(records: int, tokens: int) -> Step:
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
     from torch.optim import AdamW
 
-    found = learner(records, tokens)
     wrapped = GradSampleModuleFastGradientClipping(found.adapted.model, strict=False, max_grad_norm=1.0)
     settings: dict[str, Any] = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": records}
     optimizer = DPOptimizerFastGradientClipping(AdamW(parameters_of(found), lr=1e-3, fused=True), **settings)
     criterion = DPLossFastGradientClipping(wrapped, optimizer, torch.nn.CrossEntropyLoss())
-    batch = found.encoded.batch(range(records))
+    batch = on_device(found, records)
 
     def take() -> None:
         optimizer.zero_grad()
@@ -158,7 +164,7 @@ def opacus_ghost(records: int, tokens: int) -> Step:
     return take
 
 
-VARIANTS: Mapping[str, Callable[[int, int], Step]] = {
+VARIANTS: Mapping[str, Callable[[Any, int], Step]] = {
     ORDINARY: ordinary,
     "private": private,
     "Opacus hooks": opacus_hooks,
@@ -166,21 +172,36 @@ VARIANTS: Mapping[str, Callable[[int, int], Step]] = {
 }
 
 
+def make_step(variant: str, asked: argparse.Namespace) -> Step:
+    """A variant's step, with a model of its own."""
+    return VARIANTS[variant](learner(asked.batch, asked.tokens, asked.device), asked.batch)
+
+
+def finish(asked: argparse.Namespace) -> None:
+    """Waits for what the device still computes."""
+    import torch
+
+    if asked.device == "cuda":
+        torch.cuda.synchronize()
+
+
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each variant in each round, and what is made of them."""
     import torch
 
     torch.set_num_threads(asked.threads)
-    steps = {name: make(asked.batch, asked.tokens) for name, make in VARIANTS.items()}
+    steps = {name: make_step(name, asked) for name in VARIANTS}
     for step in steps.values():
         step()
         step()
+    finish(asked)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for number in range(asked.pairs):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             began = time.perf_counter()
             steps[name]()
+            finish(asked)
             taken[name].append(time.perf_counter() - began)
     return {name: summary(seconds, taken[ORDINARY]) for name, seconds in taken.items()}
 
@@ -197,7 +218,7 @@ def summary(seconds: Sequence[float], ordinary_seconds: Sequence[float]) -> dict
 def peak(variant: str, asked: argparse.Namespace) -> float:
     """MB that two steps of one variant add at their peak to a process that has the model loaded."""
     command = [sys.executable, "-m", "benchmarks.dp_step", "--peak", variant, "--batch", str(asked.batch)]
-    command += ["--tokens", str(asked.tokens), "--threads", str(asked.threads)]
+    command += ["--tokens", str(asked.tokens), "--threads", str(asked.threads), "--device", asked.device]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -207,12 +228,27 @@ def print_peak(asked: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(asked.threads)
-    step = VARIANTS[asked.peak](asked.batch, asked.tokens)
+    step = make_step(asked.peak, asked)
+    peak_of = _cuda_peak if asked.device == "cuda" else _resident_peak
+    print(peak_of(step))
+
+
+def _resident_peak(step: Step) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew, loading the model does not count
     before = _status("VmRSS")
     step()
     step()
-    print((_status("VmHWM") - before) / 1024)
+    return (_status("VmHWM") - before) / 1024
+
+
+def _cuda_peak(step: Step) -> float:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _status(key: str) -> float:
@@ -228,6 +264,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=30, help="rounds of the measurement")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", choices=list(VARIANTS), help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -3,15 +3,16 @@
     python -m benchmarks.private_results              # every run that was not made yet, then the page
     python -m benchmarks.private_results --page-only  # the page, from the runs that are there
 
-The shipped preset `experiment=private`. For each strategy, learning rate and clip are the best of a grid of four on the
-validation split at ε = 3, with a seed of its own; then five seeds run at every ε. The four starts of Fed-SB are
-compared at equal total ε. The figures of finished runs are kept in `docs/private-results.jsonl`: the command goes on
+The shipped preset `experiment=private`. For each strategy, learning rate and clip are the best of a grid of twelve on
+the validation split at ε = 3, with a seed of its own, and the learning rate without DP the best of the same four; then
+five seeds run at every ε. The four starts of Fed-SB are compared at equal total ε. The figures of finished runs are kept in `docs/private-results.jsonl`: the command goes on
 where it stopped.
 """
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ EPSILONS = (3.0, 8.0, 1.0, None)
 SEARCHED = 3.0
 SEARCH_SEED = 1000
 SEEDS = range(5)
-CLIPS = (0.5, 2.0)
+CLIPS = (0.5, 2.0, 8.0)
 INITS = ("random", "public", "private")
 """Beside `weights`, which is the default."""
 
@@ -39,7 +40,7 @@ class Method:
 
     name: str
     overrides: tuple[str, ...]
-    rates: tuple[float, float]
+    rates: tuple[float, ...]
 
 
 HEAD_ONLY = Method(
@@ -51,13 +52,13 @@ HEAD_ONLY = Method(
         "adapter.scaling=1e-9",
         "adapter.targets=[encoder.layer.5.attention.self.value]",
     ),
-    (1e-2, 5e-2),
+    (1e-2, 5e-2, 2e-1, 1.0),
 )
 METHODS = (
-    Method("fedavg", ("strategy=fedavg", "adapter.r=4"), (3e-3, 1e-2)),
-    Method("ffa_lora", ("strategy=ffa_lora", "adapter.r=8"), (1e-2, 3e-2)),
-    Method("lora_fair", ("strategy=lora_fair", "adapter.r=4"), (3e-3, 1e-2)),
-    Method("fed_sb", ("strategy=fed_sb", "adapter.r=16"), (1e-2, 3e-2)),
+    Method("fedavg", ("strategy=fedavg", "adapter.r=4"), (3e-3, 1e-2, 3e-2, 1e-1)),
+    Method("ffa_lora", ("strategy=ffa_lora", "adapter.r=8"), (1e-2, 3e-2, 1e-1, 3e-1)),
+    Method("lora_fair", ("strategy=lora_fair", "adapter.r=4"), (3e-3, 1e-2, 3e-2, 1e-1)),
+    Method("fed_sb", ("strategy=fed_sb", "adapter.r=16"), (1e-2, 3e-2, 1e-1, 3e-1)),
     HEAD_ONLY,
 )
 
@@ -92,15 +93,17 @@ class Setting:
         return Job(name, overrides, may_diverge=seed == SEARCH_SEED)
 
 
-def settings_of(method: Method) -> list[Setting]:
-    """The grid."""
-    return [Setting(method, rate, clip) for rate in method.rates for clip in CLIPS]
+def settings_of(method: Method, epsilon: float | None) -> list[Setting]:
+    """The grid; without DP there is no clip to choose."""
+    clips = CLIPS[:1] if epsilon is None else CLIPS
+    return [Setting(method, rate, clip) for rate in method.rates for clip in clips]
 
 
-def best(method: Method) -> Setting:
-    """The setting with the best validation accuracy at ε = 3 (the first in the grid, if equal)."""
-    have = BOOK.read()
-    return max(settings_of(method), key=lambda s: have[s.job(SEARCHED, SEARCH_SEED).name]["validation"])
+def best(method: Method, epsilon: float | None) -> Setting:
+    """The setting with the best validation accuracy at ε = 3, or without DP (the first in the grid, if equal)."""
+    have, searched = BOOK.read(), epsilon and SEARCHED
+    grid = settings_of(method, epsilon)
+    return max(grid, key=lambda setting: have[setting.job(searched, SEARCH_SEED).name]["validation"])
 
 
 def figures(history: "RunHistory") -> Figures:
@@ -116,29 +119,44 @@ def figures(history: "RunHistory") -> Figures:
         "up": sum(record.bytes_up for record in history.rounds[1:]) / max(1, len(history.rounds) - 1),
         "spent": None if account is None else account.largest,
         "privacy": promise,
+        "machine": machine(),
     }
 
 
-def wanted(inits: bool) -> Iterable[Job]:
+def machine() -> str:
+    """What a run was made on."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"one core of {platform.machine()}"
+    return f"{device}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def search() -> Iterable[Job]:
+    """The runs that settings are chosen by."""
+    for method in METHODS:
+        for epsilon in (SEARCHED, None):
+            yield from (setting.job(epsilon, SEARCH_SEED) for setting in settings_of(method, epsilon))
+
+
+def wanted() -> Iterable[Job]:
     """The seed runs, the cheapest to miss last."""
-    found = {method: best(method) for method in METHODS}
     for epsilon in EPSILONS:
         for method in METHODS:
-            yield from (found[method].job(epsilon, seed) for seed in SEEDS)
-        if epsilon == SEARCHED and inits:
-            sb = found[METHODS[3]]
+            yield from (best(method, epsilon).job(epsilon, seed) for seed in SEEDS)
+        if epsilon == SEARCHED:
+            sb = best(METHODS[3], epsilon)
             yield from (sb.job(SEARCHED, seed, init) for init in INITS for seed in SEEDS)
 
 
-def collect(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+def collect() -> list[dict[str, Any]]:
     """The rows of the page: for each method and ε, and each start of Fed-SB, the runs that are there."""
     have = BOOK.read()
     rows = []
-    for setting in settings:
+    for method in METHODS:
         for epsilon in [*sorted(e for e in EPSILONS if e), None]:
-            rows.append(row(setting, epsilon, "weights", have))
-        if setting.method.name == "fed_sb":
-            rows += [row(setting, SEARCHED, init, have) for init in INITS]
+            rows.append(row(best(method, epsilon), epsilon, "weights", have))
+        if method.name == "fed_sb":
+            rows += [row(best(method, SEARCHED), SEARCHED, init, have) for init in INITS]
     return rows
 
 
@@ -149,6 +167,7 @@ def row(setting: Setting, epsilon: float | None, init: str, have: dict[str, Figu
         "method": setting.method.name,
         "rate": setting.rate,
         "clip": setting.clip,
+        "highest": setting.rate == max(setting.method.rates),
         "epsilon": epsilon,
         "init": init,
         "runs": runs,
@@ -163,10 +182,9 @@ def main() -> None:
     parser.add_argument("--page-only", action="store_true")
     asked = parser.parse_args()
     if not asked.page_only:
-        search = [setting.job(SEARCHED, SEARCH_SEED) for method in METHODS for setting in settings_of(method)]
-        make(search, figures, BOOK, asked.store, asked.processes)
-        make(wanted(inits=True), figures, BOOK, asked.store, asked.processes)
-    write_page(collect([best(method) for method in METHODS]), Path("docs/private-results.md"), len(SEEDS))
+        make(search(), figures, BOOK, asked.store, asked.processes)
+        make(wanted(), figures, BOOK, asked.store, asked.processes)
+    write_page(collect(), Path("docs/private-results.md"), len(SEEDS))
 
 
 if __name__ == "__main__":

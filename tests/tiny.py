@@ -1,6 +1,7 @@
 """Tiny models and data on disk, for tests that need real ones: real folders, real tokenizers, seconds of training."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from fedlora.config.schema import RunConfig
+
+DEVICE = os.environ.get("FEDLORA_TEST_DEVICE", "cpu")
+"""Where tiny models train: `FEDLORA_TEST_DEVICE=cuda` runs the suite on a GPU (equal bits: on the CPU only)."""
 
 LABELS = ("animal", "food", "tool")
 IMAGE_LABELS = ("left", "right", "top", "bottom")
@@ -167,7 +171,7 @@ def tiny_config(model: Path, data: Path, /, **updates: Any) -> RunConfig:
         "data": {"source": "local", "name": data.stem, "path": data, "partition": {"name": "iid"}, **columns},
         "adapter": {"r": 2, "targets": ["q_proj", "v_proj"] if task != "text_classification" else ["query", "value"]},
         "strategy": {"name": "fedavg"},
-        "train": {"lr": 1e-2, "batch": 8, "steps": 2, "threads": 1, "device": "cpu"},
+        "train": {"lr": 1e-2, "batch": 8, "steps": 2, "threads": 1, "device": DEVICE},
         "federation": {"clients": 4, "cohort": 2, "rounds": 2},
         "eval": {},
         "engine": {},
