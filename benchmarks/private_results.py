@@ -5,8 +5,8 @@
 
 The shipped preset `experiment=private`. For each strategy, learning rate and clip are the best of a grid of twelve on
 the validation split at ε = 3, with a seed of its own, and the learning rate without DP the best of the same four; then
-five seeds run at every ε. The four starts of Fed-SB are compared at equal total ε. The figures of finished runs are kept in `docs/private-results.jsonl`: the command goes on
-where it stopped.
+five seeds run at every ε. The four starts of Fed-SB are compared at equal total ε. The figures of finished runs are
+kept in `docs/private-results.jsonl`: the command goes on where it stopped.
 """
 
 import argparse
