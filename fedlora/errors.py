@@ -9,6 +9,9 @@ FedloraError                 anything below; catch this one
 ├── PrivacyError             a private step would not be private, or a privacy figure cannot be given
 ├── StoreError               the run store cannot be read or written
 │   └── UnknownRunError      no run of that name or id
+├── IdentityError            a certificate, key or token is missing, wrong, expired or revoked
+├── LinkError                server and client cannot reach or understand each other
+├── PolicyError              a site policy has mistakes (all of them are listed)
 └── RunError                 a run cannot go on (too few clients reported, a diverged model, ...)
 """
 
@@ -30,6 +33,9 @@ class ExitCode(IntEnum):
     UNKNOWN_RUN = 21
     RUN_FAILED = 30
     PROBLEMS_FOUND = 40
+    IDENTITY = 50
+    LINK = 51
+    POLICY = 52
     INTERRUPTED = 130
 
 
@@ -96,3 +102,26 @@ class RunError(FedloraError):
     """A run cannot go on."""
 
     exit_code = ExitCode.RUN_FAILED
+
+
+class IdentityError(FedloraError):
+    """A certificate, key or token is missing, wrong, expired or revoked."""
+
+    exit_code = ExitCode.IDENTITY
+
+
+class LinkError(FedloraError):
+    """Server and client cannot reach or understand each other."""
+
+    exit_code = ExitCode.LINK
+
+
+class PolicyError(FedloraError):
+    """A site policy with one or more mistakes; `problems` holds one full sentence for each."""
+
+    exit_code = ExitCode.POLICY
+
+    def __init__(self, path: object, problems: list[str]) -> None:
+        self.problems = problems
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__(f"the site policy {path} has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
