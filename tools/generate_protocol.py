@@ -1,4 +1,7 @@
-"""Generates the Python of `fedlora.v1` from its .proto file. `python tools/generate_protocol.py [FOLDER]` (default: here)."""
+"""Generates the Python of `fedlora.v1` from its .proto file.
+
+`python tools/generate_protocol.py [FOLDER]`; without a folder, in the package itself.
+"""
 
 import sys
 from importlib.resources import files
