@@ -1,0 +1,217 @@
+"""The link as a Flower Grid: its nodes are the sites of one run, wherever their daemons are."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedlora.flower_internals import SERVER_NODE_ID, Run, empty_run, identify, stamp
+from fedlora.link import content, limits
+from fedlora.link.host import LinkHost
+from fedlora.link.inbox import Inbox
+from fedlora.link.v1.link_pb2 import Content
+from fedlora.link.works import Ended, Ending, Payload, Work
+from fedlora.wire import WireError, read_manifest, write_declined
+
+CLIENT_FAILED, CLIENT_LOST, ANSWER_UNREADABLE = 2, 5, 102
+"""Error codes of replies: Flower's for an app that raised and a node that is gone, and one of our own."""
+
+RECORDS = ("task", "sketch")
+"""Where a message of fedlora's has its facts."""
+
+
+@dataclass
+class LinkGrid(Grid):
+    """A `flwr.serverapp.Grid` over a running link.
+
+    sites: the run's, in the order of their numbers; site i is node i + 2. inbox: where answers are kept until
+    `committed` is called. absence: seconds that a client may be away before it is lost to a round.
+    """
+
+    host: LinkHost
+    name: str
+    sites: Sequence[str]
+    inbox: Inbox
+    absence: float
+    keeps_ledgers: bool = True
+    _run: Run = field(default_factory=lambda: empty_run(1))
+    _asked: dict[str, tuple[Message, Work]] = field(default_factory=dict)
+    _done: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        identify(1)
+
+    def set_run(self, run: Run) -> None:
+        """Takes over Flower's description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to one node (Flower has deprecated this in favour of `Message(...)`)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All sites, connected or not: who is away is asked when it comes back."""
+        return range(SERVER_NODE_ID + 1, SERVER_NODE_ID + 1 + len(self.sites))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Asks each message's site; returns ids with which the replies can be pulled."""
+        asked = self._open(messages, None)
+        self._asked |= {stamp(message): (message, work) for message, work in asked}
+        return [message.metadata.message_id for message, _ in asked]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies to `message_ids` that are there and were not pulled yet."""
+        done = [i for i in message_ids if i in self._asked and self._asked[i][1].ended.done()]
+        return [self._reply(message, work.ended.result()) for message, work in (self._asked.pop(i) for i in done)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """A reply to each message, in their order; it is an error where a site failed or is lost."""
+        return self.ask(messages, timeout)()
+
+    def ask(self, messages: Iterable[Message], timeout: float | None = None) -> Callable[[], Iterable[Message]]:
+        """Offers each message to its site. What it returns, called, waits for the replies, in the messages' order.
+
+        A site without an answer within `timeout` seconds, or away for longer than `absence`, is lost.
+        """
+        asked = self._open(messages, timeout)
+        works = [work for _, work in asked]
+        waiting = self.host.begin(self.host.hub.wait(works, self.absence))
+
+        def collect() -> Iterable[Message]:
+            try:
+                ends = waiting.result()
+            except BaseException as error:
+                waiting.cancel()
+                raise error if not isinstance(error, CancelledError) else KeyboardInterrupt from error
+            finally:
+                self.host.call(self._close(works))
+            return [self._reply(message, end) for (message, _), end in zip(asked, ends, strict=True)]
+
+        return collect
+
+    def committed(self) -> None:
+        """The rounds so far are durable: no single update is needed any more."""
+        self.inbox.forget(self._done)
+        self._done = []
+
+    async def _close(self, works: Sequence[Work]) -> None:
+        self.host.hub.close(works, "the round is over")
+
+    def _open(self, messages: Iterable[Message], timeout: float | None) -> list[tuple[Message, Work]]:
+        shared: _Shared = {}
+        pending = [(message, self._drafted(message, shared)) for message in messages]
+        return self.host.call(self._opened(pending, timeout))
+
+    async def _opened(
+        self, pending: "list[tuple[Message, _Draft]]", timeout: float | None
+    ) -> list[tuple[Message, Work]]:
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        asked = [(message, draft.work(self.name, deadline)) for message, draft in pending]
+        for _, work in asked:
+            file = self.inbox.answer(work.id)
+            if file is not None:  # from before this server was started
+                work.end(Ending.ANSWERED, file=file)
+        self.host.hub.open(work for _, work in asked)
+        self._done += [work.id for _, work in asked]
+        return asked
+
+    def _drafted(self, message: Message, shared: "_Shared") -> "_Draft":
+        """What goes to one site. A cohort's arrays are serialised and hashed once."""
+        arrays = message.content.array_records
+        key = (id(arrays.get("arrays")), id(arrays.get("once")))
+        if key not in shared:
+            rounds = RecordDict({name: record for name, record in arrays.items() if name != "once"})
+            payload = Payload.of(content.serialised(content.arrays(message.content)))
+            shared[key] = (payload, content.serialised(content.arrays(rounds)))
+        payload, of_round = shared[key]
+        node = message.metadata.dst_node_id
+        return _Draft(
+            site=self.sites[node - SERVER_NODE_ID - 1],
+            round=int(message.metadata.group_id or 0),
+            kind=message.metadata.message_type,
+            facts=content.facts(message.content),
+            payload=payload,
+            of_round=of_round,
+            largest=largest_answer(message.content),
+        )
+
+    def _reply(self, message: Message, end: Ended) -> Message:
+        reply = REPLIES[end.how](message, end)
+        stamp(reply)
+        return reply
+
+
+_Shared = dict[tuple[int, int], tuple[Payload, bytes]]
+"""Serialised arrays by the identity of their records: what travels, and the round's part of it."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A work before it is opened."""
+
+    site: str
+    round: int
+    kind: str
+    facts: Content
+    payload: Payload
+    of_round: bytes
+    largest: int
+
+    def work(self, run: str, deadline: float | None) -> Work:
+        """Inside the event loop: a work has a future."""
+        work_id = content.work_id(self.kind, self.facts, self.of_round)
+        return Work(work_id, self.site, run, self.round, self.kind, self.facts, self.payload, self.largest, deadline)
+
+
+def largest_answer(task: RecordDict) -> int:
+    """Bytes that an answer to `task` may have: its manifest's tensors, as wide as the task asks for, and some room."""
+    fields: ConfigRecord = next(task.config_records[name] for name in RECORDS if name in task.config_records)
+    manifest = read_manifest(str(fields["manifest"]))
+    width = math.ceil(int(str(fields.get("width", manifest.r))) / manifest.r)
+    tensors = sum(spec.nbytes + limits.TENSOR_SLACK for spec in manifest.tensors.values())
+    return max(1, width) * tensors + limits.ANSWER_SLACK
+
+
+def _answered(message: Message, end: Ended) -> Message:
+    data = (end.file or Path()).read_bytes()
+    try:
+        return Message(content.records(content.parse(data)), reply_to=message)
+    except WireError as error:
+        return _error(message, ANSWER_UNREADABLE, str(error))
+
+
+def _declined(message: Message, end: Ended) -> Message:
+    return Message(write_declined(end.reason), reply_to=message)
+
+
+def _failed(message: Message, end: Ended) -> Message:
+    return _error(message, CLIENT_FAILED, end.reason)
+
+
+def _lost(message: Message, end: Ended) -> Message:
+    return _error(message, CLIENT_LOST, end.reason)
+
+
+def _error(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code=code, reason=reason), reply_to=message)
+
+
+REPLIES = {
+    Ending.ANSWERED: _answered,
+    Ending.DECLINED: _declined,
+    Ending.FAILED: _failed,
+    Ending.LOST: _lost,
+}
