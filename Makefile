@@ -16,7 +16,7 @@ ARGS ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help simulate test test-fast setup lint format protocol wheel clean
+.PHONY: help simulate test test-fast setup lint format deploy-demo protocol wheel clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lint: $(VENV)/.installed-dev ## what pre-commit runs: style, format, types, forb
 format: $(VENV)/.installed-dev ## put the code in form and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+deploy-demo: $(VENV)/.installed-dev ## a server and three clients over mutual TLS train the quick start; compared with a simulation
+	PYTHONPATH=. $(BIN)/python tools/deploy_demo.py $(ARGS)
 
 protocol: $(VENV)/.installed-dev ## generate fedlora/link/v1/*_pb2* from link.proto
 	$(BIN)/python tools/generate_protocol.py

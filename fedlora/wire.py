@@ -3,11 +3,13 @@
 A task (server → client) holds
     arrays   the tensors of the round (`Delivery.ROUND`)
     once     the tensors that a client gets once (`Delivery.ONCE`, and first values of `Delivery.LOCAL`), the first time
-    task     run, round, client, the experiment and the manifest as JSON, the digest of the fixed tensors
+    task     run, round, client, the experiment and the manifest as JSON, the digest of the fixed tensors, and what
+             the server and its clients must have in common (`Common`)
 An answer (client → server) holds
     arrays   the trained tensors that travel
     metrics  `num-examples`, and what the client measured
-    answer   run, round and client, repeated; under local DP also where the client's ledger stands
+    answer   run, round and client, repeated; whether the owner keeps the number of rows; under local DP also where
+             the client's ledger stands
 Or, if the client will not take part,
     declined the reason
 
@@ -16,20 +18,45 @@ a byte, and NumPy decodes without pickle.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedlora.adapters.manifest import Manifest, Tensors, TensorSpec
-from fedlora.config.schema import RunConfig
+from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.wire_tensors import FRAME_BYTES, WireError, payload_bytes, predicted_bytes, read_tensors, to_record
+from fedlora.wire_work import Common, Work, read_config, read_facts, read_manifest, record_of, write_facts
+
+__all__ = [
+    "FRAME_BYTES",
+    "SAMPLES",
+    "TASK",
+    "Answer",
+    "Common",
+    "LedgerHead",
+    "TrainTask",
+    "WireError",
+    "Work",
+    "declined_reason",
+    "payload_bytes",
+    "predicted_bytes",
+    "read_answer",
+    "read_config",
+    "read_manifest",
+    "read_task",
+    "read_task_facts",
+    "read_tensors",
+    "to_record",
+    "write_answer",
+    "write_declined",
+    "write_task",
+]
 
 SAMPLES = "num-examples"
 """Flower's usual name for the number of training rows behind an update."""
+
+TASK = "task"
+WITHHELD = "samples-withheld"
 
 DECLINED = "declined"
 MOST_REASON = 1000
@@ -37,35 +64,18 @@ MOST_REASON = 1000
 
 _HEX = re.compile(r"[0-9a-f]{1,64}")
 
-FRAME_BYTES = 128
-"""What Flower's serialisation (the .npy format) adds to the values of one small-rank array: its header."""
 
-
-class WireError(ValueError):
-    """A message is not what the manifest and the task say it must be; the text names what and why."""
-
-
-@dataclass(frozen=True)
-class TrainTask:
+@dataclass(frozen=True, kw_only=True)
+class TrainTask(Work):
     """One client's work in one round, as it is sent.
 
     once: `None` where the client already has those tensors. fixed_digest: SHA-256 of the fixed tensors, which the
-    client compares with what it holds before it trains. base_digest: SHA-256 of the base model's weights, for methods
-    whose fixed tensors were made of them; "" is not compared. receipt: the server's newest for the client's ledger, as
-    JSON, or "". deadline: seconds since the epoch after which an answer does not count; None: there is none.
+    client compares with what it holds before it trains.
     """
 
-    run: str
-    round: int
-    client: int
-    config: RunConfig
-    manifest: Manifest
     tensors: Tensors
     once: Tensors | None
     fixed_digest: str
-    base_digest: str = ""
-    receipt: str = ""
-    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,8 @@ class LedgerHead:
 class Answer:
     """A client's answer: its trained tensors, the rows it trained on, and its measurements.
 
-    samples: under local DP always 1, as the count is private. head: of its ledger, under local DP.
+    samples: under local DP always 1, as the count is private. head: of its ledger, under local DP. withheld: whether
+    `samples` is 1 because the owner keeps the count; then it cannot be a weight.
     """
 
     run: str
@@ -91,39 +102,13 @@ class Answer:
     samples: int
     metrics: Mapping[str, float]
     head: LedgerHead | None = None
-
-
-def to_record(tensors: Tensors) -> ArrayRecord:
-    """The tensors as Flower's record, in their own order."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in tensors.items()})
-
-
-def payload_bytes(record: ArrayRecord, names: Iterable[str]) -> int:
-    """Serialised bytes of those `names` that the record holds."""
-    return sum(len(record[name].data) for name in names if name in record)
-
-
-def predicted_bytes(specs: Iterable[TensorSpec]) -> int:
-    """The serialised bytes that `payload_bytes` will count for tensors with these specs."""
-    return sum(spec.nbytes + FRAME_BYTES for spec in specs)
+    withheld: bool = False
 
 
 def write_task(task: TrainTask, arrays: ArrayRecord, once: ArrayRecord | None) -> RecordDict:
     """The content of a task's message; the records are passed in so that a cohort can share them."""
-    fields = ConfigRecord(
-        {
-            "run": task.run,
-            "round": task.round,
-            "client": task.client,
-            "experiment": task.config.model_dump_json(),
-            "manifest": task.manifest.to_json(),
-            "fixed-digest": task.fixed_digest,
-            "base-digest": task.base_digest,
-            "receipt": task.receipt,
-            "deadline": -1.0 if task.deadline is None else task.deadline,
-        }
-    )
-    records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {"arrays": arrays, "task": fields}
+    facts = write_facts(task, **{"fixed-digest": task.fixed_digest})
+    records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {"arrays": arrays, TASK: facts}
     if once is not None:
         records["once"] = once
     return RecordDict(records)
@@ -134,39 +119,35 @@ def read_task(content: RecordDict) -> TrainTask:
 
     Raises WireError if it is incomplete or contradicts its own manifest.
     """
-    try:
-        fields = content.config_records["task"]
-        config = read_config(str(fields["experiment"]))
-        manifest = read_manifest(str(fields["manifest"]))
-        arrays = content.array_records["arrays"]
-        numbers = int(str(fields["round"])), int(str(fields["client"]))
-        run, digest = str(fields["run"]), str(fields["fixed-digest"])
-        receipt, deadline = str(fields["receipt"]), float(str(fields["deadline"]))
-        base_digest = str(fields["base-digest"])
-    except KeyError as missing:
-        raise WireError(f"the task's message has no {missing}") from missing
-    except (TypeError, ValueError) as error:
-        raise WireError(f"the task's message cannot be read: {error}") from error
-    once = content.array_records.get("once")
-    return TrainTask(
-        run=run,
-        round=numbers[0],
-        client=numbers[1],
-        config=config,
-        manifest=manifest,
-        tensors=read_tensors(arrays, {name: manifest.tensors[name] for name in arrays if name in manifest.tensors}),
-        once=None if once is None else read_tensors(once, {n: s for n, s in manifest.tensors.items() if n in once}),
-        fixed_digest=digest,
-        base_digest=base_digest,
-        receipt=receipt,
-        deadline=None if deadline < 0 else deadline,
+    if "arrays" not in content.array_records:
+        raise WireError("the task's message has no 'arrays'")
+    arrays, once = content.array_records["arrays"], content.array_records.get("once")
+    task = read_task_facts(content)
+    specs = task.manifest.tensors
+    return replace(
+        task,
+        tensors=read_tensors(arrays, {name: specs[name] for name in arrays if name in specs}),
+        once=None if once is None else read_tensors(once, {n: s for n, s in specs.items() if n in once}),
     )
+
+
+def read_task_facts(content: RecordDict) -> TrainTask:
+    """The task in a message whose arrays are not there yet: it holds no tensors.
+
+    Raises WireError if it is incomplete or cannot be read.
+    """
+    record = record_of(content, TASK)
+    if "fixed-digest" not in record:
+        raise WireError("the task's message has no 'fixed-digest'")
+    return TrainTask(**read_facts(record), tensors={}, once=None, fixed_digest=str(record["fixed-digest"]))
 
 
 def write_answer(answer: Answer) -> RecordDict:
     """The content of an answer's message."""
     metrics = MetricRecord({SAMPLES: answer.samples, **answer.metrics})
     identity = ConfigRecord({"run": answer.run, "round": answer.round, "client": answer.client})
+    if answer.withheld:
+        identity[WITHHELD] = True
     if answer.head is not None:
         identity["ledger"] = answer.head.ledger
         identity["ledger-length"] = answer.head.length
@@ -210,6 +191,7 @@ def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
         samples=samples,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, int | float)},
         head=_ledger_head(identity),
+        withheld=bool(identity.get(WITHHELD, False)),
     )
 
 
@@ -224,51 +206,8 @@ def _ledger_head(identity: ConfigRecord) -> LedgerHead | None:
     return found
 
 
-def read_tensors(record: ArrayRecord, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
-    """The record's arrays, decoded, in the order of `specs`.
-
-    Raises WireError for a missing or unexpected name, a wrong shape or dtype, or more bytes than the shape needs.
-    """
-    missing, unexpected = sorted(set(specs) - set(record)), sorted(set(record) - set(specs))
-    if missing:
-        raise WireError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if unexpected:
-        raise WireError(f"tensor {unexpected[0]!r} is not expected ({len(unexpected)} in all)")
-    return {name: _decode(name, record[name], spec) for name, spec in specs.items()}
-
-
-def _decode(name: str, array: Array, spec: TensorSpec) -> NDArray[Any]:
-    limit = spec.nbytes + 2 * FRAME_BYTES
-    if len(array.data) > limit:
-        raise WireError(
-            f"tensor {name!r} takes {len(array.data)} bytes; {spec.shape} {spec.dtype} needs at most {limit}"
-        )
-    try:
-        values = array.numpy()
-    except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
-        raise WireError(f"tensor {name!r} cannot be decoded: {error}") from error
-    if values.shape != spec.shape or str(values.dtype) != spec.dtype:
-        raise WireError(
-            f"tensor {name!r} is {values.shape} {values.dtype}; the manifest says {spec.shape} {spec.dtype}"
-        )
-    return values
-
-
 def _whole_number(record: ConfigRecord, key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int):
         raise WireError(f"the answer's {key!r} is {value!r}, not a whole number")
     return value
-
-
-# The same experiment and manifest come with every task of a run: parse each text once.
-@lru_cache(maxsize=4)
-def read_config(text: str) -> RunConfig:
-    """The experiment in `text`: data checked against the schema. No resolver runs, nothing is instantiated."""
-    return RunConfig.model_validate_json(text)
-
-
-@lru_cache(maxsize=4)
-def read_manifest(text: str) -> Manifest:
-    """The manifest in `text`."""
-    return Manifest.from_json(text)

@@ -2,52 +2,40 @@
 
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import RecordDict
 
-from fedlora.adapters.manifest import Manifest
-from fedlora.config.schema import RunConfig
-from fedlora.wire import WireError, read_config, read_manifest
+from fedlora.wire import TASK, TrainTask, read_task_facts
+from fedlora.wire_tensors import WireError
+from fedlora.wire_work import Work, read_facts, record_of, write_facts
+
+SKETCH = "sketch"
 
 
-@dataclass(frozen=True)
-class SketchTask:
+@dataclass(frozen=True, kw_only=True)
+class SketchTask(Work):
     """What a client is asked: a noised sketch, `width` columns a module, of its first gradient."""
 
-    run: str
-    client: int
-    config: RunConfig
-    manifest: Manifest
+    round: int = 0
     width: int
-    receipt: str = ""
-    deadline: float | None = None
 
 
 def write_sketch_task(task: SketchTask) -> RecordDict:
     """The content of a sketch task's message."""
-    fields = ConfigRecord(
-        {
-            "run": task.run,
-            "client": task.client,
-            "experiment": task.config.model_dump_json(),
-            "manifest": task.manifest.to_json(),
-            "width": task.width,
-        }
-    )
-    return RecordDict({"sketch": fields})
+    return RecordDict({SKETCH: write_facts(task, width=task.width)})
 
 
 def read_sketch_task(content: RecordDict) -> SketchTask:
     """The sketch task in a message's content. Raises WireError if it is incomplete or cannot be read."""
-    try:
-        fields = content.config_records["sketch"]
-        return SketchTask(
-            str(fields["run"]),
-            int(str(fields["client"])),
-            read_config(str(fields["experiment"])),
-            read_manifest(str(fields["manifest"])),
-            int(str(fields["width"])),
-        )
-    except KeyError as missing:
-        raise WireError(f"the sketch task's message has no {missing}") from missing
-    except (TypeError, ValueError) as error:
-        raise WireError(f"the sketch task's message cannot be read: {error}") from error
+    record = record_of(content, SKETCH)
+    width = record.get("width")
+    if type(width) is not int or width < 1:
+        raise WireError(f"the sketch task's 'width' is {width!r}, not a whole number of 1 or more")
+    return SketchTask(**read_facts(record), width=width)
+
+
+def read_work(content: RecordDict) -> TrainTask | SketchTask:
+    """The task in a message, from its config records alone: arrays need not be there yet.
+
+    Raises WireError if there is none, or it cannot be read.
+    """
+    return read_task_facts(content) if TASK in content.config_records else read_sketch_task(content)

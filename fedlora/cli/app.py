@@ -9,10 +9,46 @@ from typer.core import TyperGroup
 from typer.models import ArgumentInfo
 
 import fedlora
-from fedlora.cli import audit, doctor, export, ledger, ls, plan, report, runs, simulate, validate
+from fedlora.cli import (
+    audit,
+    ca,
+    client,
+    client_daemon,
+    data,
+    doctor,
+    export,
+    ledger,
+    ls,
+    plan,
+    report,
+    run,
+    runs,
+    server,
+    server_daemon,
+    simulate,
+    validate,
+)
 from fedlora.cli.output import stdout
 
-COMMANDS = (simulate, validate, plan, audit, ledger, ls, runs, report, export, doctor)
+COMMANDS = (
+    simulate,
+    validate,
+    plan,
+    audit,
+    ledger,
+    ls,
+    run,
+    runs,
+    report,
+    export,
+    data,
+    ca,
+    server,
+    server_daemon,
+    client,
+    client_daemon,
+    doctor,
+)
 
 
 class _PlainGroup(TyperGroup):

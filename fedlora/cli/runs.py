@@ -23,7 +23,14 @@ INTERRUPTED = "interrupted"
 DEFAULT_STORE = Path("runs")
 _PIPE_WIDTH = 200  # columns where the output is no terminal: nothing is cut that a script could look for
 _MOST = 100  # rows of a table of clients; runs may have thousands
-_STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red", INTERRUPTED: "yellow"}
+_STYLES = {
+    "queued": "blue",
+    "running": "cyan",
+    "finished": "green",
+    "stopped": "yellow",
+    "failed": "red",
+    INTERRUPTED: "yellow",
+}
 
 runs_app = typer.Typer(name="runs", help="List, show and compare runs.", no_args_is_help=True)
 

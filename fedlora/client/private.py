@@ -4,9 +4,7 @@ What travels is the noised tensors and, if clients measure, noised counts. Losse
 stay with the client. The bytes of a released round are kept in the ledger's outbox: whoever asks again gets them again.
 """
 
-import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,16 +13,17 @@ from numpy.typing import NDArray
 
 from fedlora.adapters.adapted import AdaptedModel
 from fedlora.adapters.manifest import Delivery, Tensors
+from fedlora.client.agreement import agreed_worker
 from fedlora.client.kept import keep_local, loaded
-from fedlora.client.ledgers import fingerprint, ledger_folder, simulated_ledger
+from fedlora.client.site import Site, keep_result
 from fedlora.client.units import client_units
-from fedlora.client.worker import Worker, worker_for
+from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.errors import PrivacyError
 from fedlora.privacy.dp_sgd import Learner, Units, private_steps
 from fedlora.privacy.ledger import Schedule
 from fedlora.privacy.randomness import RandomSource, seeded_source, system_source
-from fedlora.privacy.receipts import Receipt
+from fedlora.privacy.receipts import Receipt, verify
 from fedlora.privacy.schedule import counts_mechanism, run_releases, sketch_mechanism, training_mechanism
 from fedlora.privacy.sketch import noised_sketch
 from fedlora.privacy.spending import DeclinedError, Spent, spend
@@ -33,57 +32,60 @@ from fedlora.server.tensor_files import pack, unpack
 from fedlora.training.local import trained_names
 from fedlora.training.optim import learning_rate, make_optimizer
 from fedlora.training.settings import seeded_torch, torch_settings
-from fedlora.wire import Answer, LedgerHead, TrainTask, write_answer, write_declined
-from fedlora.wire_start import SketchTask, read_sketch_task
+from fedlora.wire import Answer, LedgerHead, TrainTask, Work, write_answer, write_declined
+from fedlora.wire_start import SketchTask
 
 log = logging.getLogger(__name__)
-
-SERVER = "simulation"
-"""The server's name in a simulated client's ledger."""
 
 START = 0
 """The round number in the ledger of what is released before round 1."""
 
 _METRIC = "metric/"
-LOCAL_RESULTS = "local-results.jsonl"
-"""Beside the ledger: what the client found on its held-out rows, exact, for its owner's eyes."""
 
 
 class PrivateFailureError(PrivacyError):
     """Something failed at a client that trains privately; the cause is in its own log and nowhere else."""
 
 
-def answer_privately(task: TrainTask, worker: Worker, state: RecordDict) -> RecordDict:
+def answer_privately(task: TrainTask, site: Site, state: RecordDict) -> RecordDict:
     """The client's answer under local DP, or that it declines and why.
 
     Raises PrivateFailureError, which says nothing of the cause, if anything else goes wrong.
     """
 
     def work() -> RecordDict:
-        return _answer(task, _spend(task, task.round, lambda: _released(task, worker, state)), state)
+        worker = agreed_worker(task, site)
+        spent = _spend(task, site, task.round, lambda: _released(task, site, worker, state))
+        return _answer(task, site, spent, state)
 
     return _told(task, work)
 
 
-def sketch_privately(content: RecordDict) -> RecordDict:
+def sketch_privately(task: SketchTask, site: Site) -> RecordDict:
     """The client's noised sketch of its first gradient, or that it declines; see `answer_privately`."""
-    task = read_sketch_task(content)
 
     def work() -> RecordDict:
-        spent = _spend(task, START, lambda: pack(_sketched(task)))
+        worker = agreed_worker(task, site)
+        spent = _spend(task, site, START, lambda: pack(_sketched(task, worker)))
         return write_answer(Answer(task.run, START, task.client, unpack(spent.content), 1, {}, _head(spent)))
 
     return _told(task, work)
 
 
-def _told(task: TrainTask | SketchTask, work: Callable[[], RecordDict]) -> RecordDict:
+def _told(task: Work, work: Callable[[], RecordDict]) -> RecordDict:
     """What `work` gives, or that the client declines; of anything else that is raised, nothing travels."""
     try:
         return work()
     except DeclinedError as error:
-        return write_declined(str(error))
+        return declined(task, error)
     except Exception:  # noqa: BLE001 - whatever it is, its text may tell of private rows
         raise _silent(task.run, task.client) from None
+
+
+def declined(task: Work, error: DeclinedError) -> RecordDict:
+    """The answer that says no; why in detail is for the client's own log."""
+    log.warning("run %s, client %d declines: %s", task.run, task.client, error.detail or error)
+    return write_declined(str(error))
 
 
 def _silent(run: str, client: int) -> PrivateFailureError:
@@ -91,20 +93,28 @@ def _silent(run: str, client: int) -> PrivateFailureError:
     return PrivateFailureError("private training failed at this client; its own log says why, and does not travel")
 
 
-def _spend(task: TrainTask | SketchTask, round_number: int, make: Callable[[], bytes]) -> Spent:
-    config = task.config
-    releases = run_releases(config)
-    schedule = Schedule(task.run, SERVER, releases.each, releases.participations, releases.once)
-    folder = simulated_ledger(config, task.client, schedule)
+def _spend(task: Work, site: Site, round_number: int, make: Callable[[], bytes]) -> Spent:
+    releases = run_releases(task.config)
+    schedule = Schedule(task.run, site.server, releases.each, releases.participations, releases.once)
     return spend(
-        folder,
+        site.ledger(task, schedule),
         schedule,
         round_number,
-        fingerprint=fingerprint(config, task.client),
-        receipt=Receipt.from_json(task.receipt) if task.receipt else None,
-        still_open=lambda: task.deadline is None or time.time() < task.deadline,
+        fingerprint=site.fingerprint(task),
+        receipt=_receipt(task, site.receipt_key),
+        still_open=lambda: site.still_open(task),
         make=make,
     )
+
+
+def _receipt(task: Work, key: str | None) -> Receipt | None:
+    """The receipt that came with the task. Raises PrivacyError if it is not signed with the one `key` that counts."""
+    if not task.receipt:
+        return None
+    receipt = Receipt.from_json(task.receipt)
+    if key is not None:
+        verify(receipt, key)
+    return receipt
 
 
 def noise_source(config: RunConfig, client: int, round_number: int) -> RandomSource:
@@ -114,12 +124,16 @@ def noise_source(config: RunConfig, client: int, round_number: int) -> RandomSou
     return seeded_source(config.seed, "privacy", client, round_number)
 
 
-def _released(task: TrainTask, worker: Worker, state: RecordDict) -> bytes:
+def _released(task: TrainTask, site: Site, worker: Worker, state: RecordDict) -> bytes:
     """One round's work: the bytes that the outbox keeps, tensors and noised metrics together."""
     source = noise_source(task.config, task.client, task.round)
     adapted = loaded(task, state, worker)
     units = client_units(worker, task.client, source)
-    metrics = _noised_metrics(task, worker, adapted, units.holdout, source)
+    scores = unit_scores(worker, adapted, units.holdout)
+    if len(scores):
+        found = {"units": len(scores), "accuracy": float(scores.mean())}
+        keep_result(site.results(task), task, found)
+    metrics = _noised_metrics(task.config, scores, source)
     train_privately(worker, adapted, units.train, task.round, source)
     names = dict.fromkeys([*trained_names(task.manifest), *task.manifest.names(Delivery.LOCAL)])
     tensors = adapted.read(names)
@@ -143,14 +157,9 @@ def train_privately(
         private_steps(learner, names, units, training_mechanism(config), optimizer, source)
 
 
-def _noised_metrics(
-    task: TrainTask, worker: Worker, adapted: AdaptedModel, units: Units, source: RandomSource
-) -> Mapping[str, float]:
-    """What may be said of the received model on the held-out units; what is exact goes to the owner's file."""
-    scores = unit_scores(worker, adapted, units)
-    if len(units):
-        _keep_results(task, scores)
-    counts = counts_mechanism(task.config)
+def _noised_metrics(config: RunConfig, scores: NDArray[np.float64], source: RandomSource) -> Mapping[str, float]:
+    """What may be said of the received model on the held-out units, noised; nothing if clients do not measure."""
+    counts = counts_mechanism(config)
     if counts is None:
         return {}
     correct, number = counts.noised(scores, source)
@@ -167,15 +176,11 @@ def unit_scores(worker: Worker, adapted: AdaptedModel, units: Units) -> NDArray[
     return np.array([part.mean() for part in np.split(quality, ends)])
 
 
-def _keep_results(task: TrainTask, scores: NDArray[np.float64]) -> None:
-    line = {"run": task.run, "round": task.round, "units": len(scores), "accuracy": float(scores.mean())}
-    with (ledger_folder(task.config, task.client) / LOCAL_RESULTS).open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _answer(task: TrainTask, spent: Spent, state: RecordDict) -> RecordDict:
+def _answer(task: TrainTask, site: Site, spent: Spent, state: RecordDict) -> RecordDict:
+    """What is sent: of the released bytes the tensors, and those noised metrics that the owner lets leave."""
     found = unpack(spent.content)
     tensors: Tensors = {name: array for name, array in found.items() if not name.startswith(_METRIC)}
+    metrics = {name.removeprefix(_METRIC): float(array) for name, array in found.items() if name not in tensors}
     keep_local(tensors, task.manifest, state)
     return write_answer(
         Answer(
@@ -184,9 +189,7 @@ def _answer(task: TrainTask, spent: Spent, state: RecordDict) -> RecordDict:
             client=task.client,
             tensors={name: tensors[name] for name in task.manifest.uploaded()},
             samples=1,
-            metrics={
-                name.removeprefix(_METRIC): float(array) for name, array in found.items() if name.startswith(_METRIC)
-            },
+            metrics={name: value for name, value in metrics.items() if site.metrics_allowed(name)},
             head=_head(spent),
         )
     )
@@ -196,10 +199,9 @@ def _head(spent: Spent) -> LedgerHead:
     return LedgerHead(spent.ledger, spent.head.length, spent.head.digest)
 
 
-def _sketched(task: SketchTask) -> Tensors:
-    worker = worker_for(task.config)
+def _sketched(task: SketchTask, worker: Worker) -> Tensors:
     config, source = task.config, noise_source(task.config, task.client, START)
-    adapted = worker.adapted(task.manifest)
+    adapted = worker.untouched(task.manifest)
     units = client_units(worker, task.client, source).train
     learner = Learner(adapted, worker.task, worker.encoded("train"), config.privacy.micro_batch)
     with torch_settings(config.train):

@@ -27,14 +27,16 @@ class ClientUnits:
 def client_units(worker: Worker, client: int, source: RandomSource) -> ClientUnits:
     """The units of `client`, each with at most `privacy.unit_rows` of its rows, drawn by `source`.
 
-    Whether a unit is held out depends on the run's seed and the unit alone: one unit more or less moves no other.
+    Whether a unit is held out depends on the run's seed and the unit alone: one unit more or less moves no other. (So
+    at a site a record is known by its content: its place in the file would move with the others.)
 
     Raises DataError if `privacy.unit` is no column of the data.
     """
     privacy = worker.config.privacy
     rows = worker.partition.rows(client)
     keys = unit_keys(worker, rows.tolist())
-    held = np.array([is_held_out(worker, key) for key in keys], dtype=bool)
+    names = worker.record_names(rows.tolist()) if privacy.unit == RECORD else keys
+    held = np.array([is_held_out(worker, name) for name in names], dtype=bool)
     parts = [
         Units.by_key(
             rows[part], [key for key, chosen in zip(keys, part, strict=True) if chosen], privacy.unit_rows, source

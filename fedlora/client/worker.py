@@ -1,7 +1,7 @@
 """The resident worker of a process: one base model, through which any number of clients swap their adapters."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from fedlora.adapters.attach import attach
 from fedlora.adapters.init import derive_seeded
 from fedlora.adapters.manifest import Manifest, Tensors, tensors_digest
 from fedlora.adapters.modules import find_modules
+from fedlora.client.processor import processor_digest
 from fedlora.config.schema import RunConfig
 from fedlora.data.base import Partition, Splits
 from fedlora.data.partition import make_partition
@@ -50,6 +51,7 @@ class Worker:
         self.config = config
         self._attached: tuple[str, AdaptedModel] | None = None
         self._loaded_fixed = ""
+        self._touched = False
 
     @cached_property
     def splits(self) -> Splits:
@@ -72,12 +74,22 @@ class Worker:
         return self.task.load_base().to(self.device)
 
     @cached_property
+    def skeleton(self) -> nn.Module:
+        """The base model without values and without an adapter."""
+        return self.task.load_skeleton()
+
+    @cached_property
     def base_digest(self) -> str:
         """SHA-256 of the base model's weights, without head and adapter: the same whether one is attached or not."""
-        head = set(self.task.head_parameters(self.task.load_skeleton()))
+        head = set(self.task.head_parameters(self.skeleton))
         named = ((name.replace(".base_layer", ""), p) for name, p in self.base.named_parameters())
         kept = {n: p.detach().cpu().numpy() for n, p in named if ".lora_" not in n and n not in head}
         return tensors_digest(kept)
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of the tokenizer, or of the image processor's settings."""
+        return processor_digest(self.task)
 
     @cached_property
     def partition(self) -> Partition:
@@ -103,11 +115,13 @@ class Worker:
         """The rows of `client`, a fixed part of them held out by the run's seed."""
         return split_holdout(self.partition.rows(client), self.config.eval.holdout, self.config.seed, client)
 
+    def record_names(self, rows: Sequence[int]) -> list[Hashable]:
+        """What each of `rows` is called, whichever other rows there are."""
+        return list(rows)
+
     def setup(self, method: Strategy) -> Setup:
         """What `method` may see at the start: sizes and the head now, base weights and gradients if it asks."""
-        if self._attached is not None:  # an earlier run's head is in it: start from the base model as it is
-            del self.base
-            self._attached = None
+        self._forget()  # an earlier run's head may be in it: start from the base model as it is
         with torch_settings(self.config.train):
             parameters = self.task.head_parameters(self.base)
             modules = find_modules(self.base, self.config.adapter.targets, head=parameters)
@@ -133,11 +147,23 @@ class Worker:
         with torch_settings(self.config.train):
             return adapted.gradient(self.task, batches)
 
+    def _forget(self) -> None:
+        """The base model is to be loaded afresh if an adapter is attached to it."""
+        if self._attached is not None:
+            del self.base
+        self._attached, self._loaded_fixed, self._touched = None, "", False
+
+    def untouched(self, manifest: Manifest) -> AdaptedModel:
+        """As `adapted`, with the head as it is at first: no task has loaded anything yet."""
+        if self._touched:
+            self._forget()
+        return self.adapted(manifest)
+
     def adapted(self, manifest: Manifest) -> AdaptedModel:
         """The base model with the adapter of `manifest` attached (and its seed-derived factors in place)."""
         digest = manifest.digest()
         if self._attached is None or self._attached[0] != digest:
-            self._attached = (digest, self._attach(manifest))
+            self._attached, self._touched = (digest, self._attach(manifest)), False
             self._loaded_fixed = ""
         return self._attached[1]
 
@@ -158,6 +184,7 @@ class Worker:
     def load(self, manifest: Manifest, tensors: Tensors, fixed: Tensors, fixed_digest: str) -> AdaptedModel:
         """The adapted model holding `tensors`, and `fixed` if those are not in place already."""
         adapted = self.adapted(manifest)
+        self._touched = True
         if fixed_digest != self._loaded_fixed:
             adapted.load(fixed)
             self._loaded_fixed = fixed_digest

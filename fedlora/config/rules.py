@@ -47,6 +47,42 @@ def reports_within_cohort(config: RunConfig) -> Iterator[Contradiction]:
         )
 
 
+def sites_are_clients(config: RunConfig) -> Iterator[Contradiction]:
+    """A site's client number is its place among the names, so each name is there once and there is no other client."""
+    federation = config.federation
+    repeated = sorted({name for name in federation.sites if federation.sites.count(name) > 1})
+    if repeated:
+        yield Contradiction(
+            ("federation.sites",),
+            f"federation.sites names {', '.join(repeated)} more than once: each site is one client, name it once",
+        )
+    if federation.sites and len(federation.sites) != federation.clients:
+        yield Contradiction(
+            ("federation.sites", "federation.clients"),
+            f"federation.sites names {len(federation.sites)} sites, and federation.clients = {federation.clients}: each"
+            f" site is one client, set 'federation.clients={len(federation.sites)}'",
+        )
+
+
+def sites_keep_what_is_theirs(config: RunConfig) -> Iterator[Contradiction]:
+    """Ledgers and ceilings are their owners', and nobody but a simulation has all clients' rows."""
+    if not config.federation.sites:
+        return
+    for key in ("privacy.ledgers", "privacy.ceiling"):
+        if attrgetter(key)(config) is not None:
+            yield Contradiction(
+                (key, "federation.sites"),
+                f"{key} is for simulated clients, and federation.sites are no such: their owners keep their ledgers and"
+                " set their ceilings; drop it",
+            )
+    if make_strategy(config.strategy).reads_private_data:
+        yield Contradiction(
+            ("strategy.init", "federation.sites"),
+            "this strategy.init starts from all clients' rows, which a simulation alone has; choose"
+            " strategy.init=weights or random",
+        )
+
+
 # key → (the key it depends on, the values with which it means something, those with which it must be given)
 _DEPENDENT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "model.path": ("model.source", ("local",), ("local",)),
@@ -108,6 +144,8 @@ def label_for_skew(config: RunConfig) -> Iterator[Contradiction]:
 def rows_for_clients(config: RunConfig) -> Iterator[Contradiction]:
     """A limited data set must still have rows for everyone."""
     data, clients = config.data, config.federation.clients
+    if config.federation.sites:  # theirs are not the server's rows
+        return
     each = {"dirichlet": data.partition.min_rows, "natural": 0, "bootstrap": 0}.get(data.partition.name, 1)
     if data.limit is not None and data.limit < clients * each:
         yield Contradiction(
@@ -230,6 +268,8 @@ def privacy_of_method(config: RunConfig) -> Iterator[Contradiction]:
 RULES: tuple[Rule, ...] = (
     cohort_within_clients,
     reports_within_cohort,
+    sites_are_clients,
+    sites_keep_what_is_theirs,
     dependent_keys,
     architecture_is_named,
     label_for_skew,

@@ -156,6 +156,9 @@ class FederationConfig(Section):
     """Who takes part, and what counts as a round."""
 
     clients: int = Field(10, ge=1, description="clients in all")
+    sites: tuple[Name, ...] = Field(
+        (), description="names of the sites, in the order of their client numbers; empty: virtual clients"
+    )
     cohort: int = Field(5, ge=1, description="clients asked in a round")
     rounds: int = Field(12, ge=1, description="rounds in all")
     weighting: Literal["samples", "uniform"] = Field("samples", description="what a client's update counts with")
@@ -167,6 +170,9 @@ class FederationConfig(Section):
         description="bound on ‖s·(B_k·A_k − B·A)‖ over all modules, beyond which an update is rejected",
     )
     timeout: float | None = Field(None, gt=0, description="seconds a round may take; null: no limit")
+    absence: float = Field(
+        120.0, ge=0, description="sites: seconds that one may be away before it is lost to the round that asked it"
+    )
 
 
 class EvalConfig(Section):

@@ -16,10 +16,11 @@ from fedlora.link.host import LinkHost
 from fedlora.link.inbox import Inbox
 from fedlora.link.v1.link_pb2 import Content
 from fedlora.link.works import Ended, Ending, Payload, Work
+from fedlora.server.admission import LOST_CODE, UNREADABLE_CODE
 from fedlora.wire import WireError, read_manifest, write_declined
 
-CLIENT_FAILED, CLIENT_LOST, ANSWER_UNREADABLE = 2, 5, 102
-"""Error codes of replies: Flower's for an app that raised and a node that is gone, and one of our own."""
+CLIENT_FAILED = 2
+"""Flower's error code for a client app that raised."""
 
 RECORDS = ("task", "sketch")
 """Where a message of fedlora's has its facts."""
@@ -41,7 +42,7 @@ class LinkGrid(Grid):
     keeps_ledgers: bool = True
     _run: Run = field(default_factory=lambda: empty_run(1))
     _asked: dict[str, tuple[Message, Work]] = field(default_factory=dict)
-    _done: list[str] = field(default_factory=list)
+    _rounds: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         identify(1)
@@ -101,10 +102,12 @@ class LinkGrid(Grid):
 
         return collect
 
-    def committed(self) -> None:
-        """The rounds so far are durable: no single update is needed any more."""
-        self.inbox.forget(self._done)
-        self._done = []
+    def committed(self, number: int) -> None:
+        """Round `number` is durable: no single update of it, or of one before, is needed any more."""
+        over = [work for work, its_round in self._rounds.items() if its_round <= number]
+        self.inbox.forget(over)
+        for work in over:
+            del self._rounds[work]
 
     async def _close(self, works: Sequence[Work]) -> None:
         self.host.hub.close(works, "the round is over")
@@ -125,7 +128,7 @@ class LinkGrid(Grid):
             if file is not None:  # from before this server was started
                 work.end(Ending.ANSWERED, file=file)
         self.host.hub.open(work for _, work in asked)
-        self._done += [work.id for _, work in asked]
+        self._rounds |= {work.id: work.round for _, work in asked}
         return asked
 
     def _drafted(self, message: Message, shared: "_Shared") -> "_Draft":
@@ -190,7 +193,7 @@ def _answered(message: Message, end: Ended) -> Message:
     try:
         return Message(content.records(content.parse(data)), reply_to=message)
     except WireError as error:
-        return _error(message, ANSWER_UNREADABLE, str(error))
+        return _error(message, UNREADABLE_CODE, str(error))
 
 
 def _declined(message: Message, end: Ended) -> Message:
@@ -202,7 +205,7 @@ def _failed(message: Message, end: Ended) -> Message:
 
 
 def _lost(message: Message, end: Ended) -> Message:
-    return _error(message, CLIENT_LOST, end.reason)
+    return _error(message, LOST_CODE, end.reason)
 
 
 def _error(message: Message, code: int, reason: str) -> Message:

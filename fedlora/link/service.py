@@ -11,13 +11,25 @@ from typing import Any
 import grpc
 
 import fedlora
-from fedlora.errors import IdentityError, StoreError
+from fedlora.errors import FedloraError, IdentityError, StoreError
+from fedlora.identity.enrolment import Issued
 from fedlora.link import limits
+from fedlora.link.enrolment import as_reply
 from fedlora.link.hub import Hub
 from fedlora.link.inbox import Inbox, UploadError
 from fedlora.link.session import ProtocolError, Session
 from fedlora.link.v1 import link_pb2_grpc
-from fedlora.link.v1.link_pb2 import FromClient, FromServer, Goodbye, Hello, Welcome
+from fedlora.link.v1.link_pb2 import (
+    Certificate,
+    EraseReply,
+    EraseRequest,
+    FromClient,
+    FromServer,
+    Goodbye,
+    Hello,
+    RenewRequest,
+    Welcome,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +41,16 @@ Admit = Callable[[str, bytes], None]
 class Doors:
     """What a link needs of the server around it.
 
-    admit: see `Admit`. seen: told of each connection, with the client's version. inbox: for a run's id.
+    admit: see `Admit`. seen: told of each connection, with the client's version. inbox: for a run's id. renew: takes a
+    client's name, its certificate and a signing request (PEM), and issues a certificate. erase: takes a client's name,
+    whether it leaves for good, and whether what is stored of it is kept; tells which runs' models contain it.
     """
 
     admit: Admit
     seen: Callable[[str, str], None]
     inbox: Callable[[str], Inbox]
+    renew: Callable[[str, bytes, bytes], Issued]
+    erase: Callable[[str, bool, bool], EraseReply]
 
 
 class LinkService(link_pb2_grpc.LinkServicer):
@@ -55,11 +71,34 @@ class LinkService(link_pb2_grpc.LinkServicer):
         session = Session(site, hello, self.hub, self.doors.inbox)
         await self._serve(session, request_iterator, context)
 
+    async def Renew(self, request: RenewRequest, context: Any) -> Certificate:  # noqa: N802 - gRPC's name
+        """A new certificate for the client that asks."""
+        name, certificate = shown(context)
+        return as_reply(await self._done(context, self.doors.renew, name, certificate, request.signing_request))
+
+    async def Erase(self, request: EraseRequest, context: Any) -> EraseReply:  # noqa: N802 - gRPC's name
+        """Deletes what is stored of the client that asks."""
+        name, certificate = shown(context)
+        await self._done(context, self.doors.admit, name, certificate)
+        reply: EraseReply = await self._done(context, self.doors.erase, name, request.leave, request.keep)
+        if request.leave:
+            self.hub.dismiss(name, "the client has left")
+        return reply
+
+    async def _done(self, context: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What `call` gives in a thread; its errors end the RPC."""
+        try:
+            return await asyncio.to_thread(call, *arguments)
+        except IdentityError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except FedloraError as error:
+            log.error("%s", error)
+            await context.abort(grpc.StatusCode.INTERNAL, "the server cannot do this now; its log says why")
+
     async def _identity(self, context: Any) -> str:
         """The client's name, from its certificate. Raises IdentityError if it may not connect."""
-        found = context.auth_context()
-        name = b"".join(found.get("x509_common_name", ())).decode("ascii", "replace")
-        await asyncio.to_thread(self.doors.admit, name, b"".join(found.get("x509_pem_cert", ())))
+        name, certificate = shown(context)
+        await asyncio.to_thread(self.doors.admit, name, certificate)
         recent = self._refusals[name]
         while recent and time.monotonic() - recent[0] > limits.REFUSAL_WINDOW:
             recent.popleft()
@@ -132,6 +171,13 @@ class LinkService(link_pb2_grpc.LinkServicer):
 
     async def _farewell(self, context: Any, reason: str, *, retry: bool) -> None:
         await context.write(FromServer(goodbye=Goodbye(reason=reason[: limits.TEXT], retry=retry)))
+
+
+def shown(context: Any) -> tuple[str, bytes]:
+    """The name and the certificate (PEM) that TLS has verified."""
+    found = context.auth_context()
+    name = b"".join(found.get("x509_common_name", ())).decode("ascii", "replace")
+    return name, b"".join(found.get("x509_pem_cert", ()))
 
 
 async def _minutes(session: Session) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fedlora.errors import FedloraError, LinkError
+from fedlora.errors import LinkError
 from fedlora.link import limits
 from fedlora.link.answers import AnswerBox
 from fedlora.link.assignment import Assignment, Handler, Stage
@@ -250,7 +250,7 @@ class Workbench:
 
 
 def _outside(error: Exception) -> str:
-    """What may be told of an error: fedlora's own texts; of others, which may quote a private row, the kind alone."""
-    if isinstance(error, FedloraError | WireError):
+    """What may be told of an error: the link's own texts; of others, which may name rows or files, the kind alone."""
+    if isinstance(error, LinkError | WireError):
         return f"{type(error).__name__}: {error}"
     return f"{type(error).__name__} (its text stays in this client's own log)"

@@ -71,7 +71,7 @@ def statement(config: RunConfig, method: Strategy) -> Statement:
         headline=why or _headline(config, figures),
         trusted=mode.trusted,
         released=mode.released,
-        simulated=mode.name != "none",
+        simulated=mode.name != "none" and not config.federation.sites,
         figures=figures,
         assumptions=_ASSUMPTIONS.get(mode.name, ()),
     )
@@ -91,8 +91,9 @@ def _headline(config: RunConfig, figures: Figures | None) -> str:
         raise PrivacyError(f"privacy={config.privacy.name} promises something and has no figures: report this mistake")
     who = "each client" if config.privacy.local else "the global model"
     seen = "" if figures.seen == figures.epsilon else f" ({figures.seen:.3g} for those who see who took part)"
+    kind = "announced" if config.federation.sites else "simulated"
     return (
-        f"simulated ε = {figures.epsilon:.3g}{seen} at δ = {figures.delta:g} for {who} over the run, at most;"
+        f"{kind} ε = {figures.epsilon:.3g}{seen} at δ = {figures.delta:g} for {who} over the run, at most;"
         f" {figures.unit}"
     )
 

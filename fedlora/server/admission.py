@@ -13,6 +13,9 @@ from fedlora.config.schema import FederationConfig
 from fedlora.server.records import Outcome, RosterRow
 from fedlora.wire import Answer, WireError, declined_reason, payload_bytes, read_answer
 
+LOST_CODE, UNREADABLE_CODE = 5, 102
+"""Error codes with which an engine says that a client is gone (Flower's own), or that its answer cannot be read."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -40,7 +43,7 @@ class Verdict:
 def admit(reply: Message, client: int, expected: Expected) -> Verdict:
     """Checks the reply that came from `client`. Never raises: what is wrong becomes the row's reason."""
     if reply.has_error():
-        return refused(client, Outcome.FAILED, f"the client raised an error: {reply.error.reason}")
+        return refused(client, *_without_answer(reply))
     reason = declined_reason(reply.content)
     if reason is not None:
         return refused(client, Outcome.DECLINED, reason)
@@ -55,6 +58,17 @@ def admit(reply: Message, client: int, expected: Expected) -> Verdict:
     seconds = metrics.pop("seconds", 0.0)
     row = RosterRow(client, Outcome.REPORTED, bytes_up=sent, metrics=_finite(metrics))
     return Verdict(row if expected.private else replace(row, samples=answer.samples, seconds=seconds), answer)
+
+
+_LINKS_OWN = {LOST_CODE: Outcome.LOST, UNREADABLE_CODE: Outcome.REJECTED}
+
+
+def _without_answer(reply: Message) -> tuple[Outcome, str]:
+    """What an error says of its client."""
+    outcome = _LINKS_OWN.get(reply.error.code)
+    if outcome is not None:
+        return outcome, str(reply.error.reason)
+    return Outcome.FAILED, f"the client raised an error: {reply.error.reason}"
 
 
 def refused(client: int, outcome: Outcome, reason: str) -> Verdict:

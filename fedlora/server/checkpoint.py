@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedlora.errors import StoreError
 from fedlora.server import tensor_files
 from fedlora.server.durable import explained, sync_files, sync_folder
 from fedlora.server.records import RosterRow, RoundRecord, RunInfo
+from fedlora.server.scrub import erasures, exclusive
 from fedlora.server.store import RunStore
 from fedlora.strategies.base import State
 
@@ -30,6 +32,9 @@ STEPS = ("begun", "tensors-written", "files-synced", "renamed", "folder-synced",
 
 FOLDER = "checkpoints"
 COMPLETE = "complete.json"
+BECOMING = "becoming"
+"""In `COMPLETE` while files are rewritten: file → the SHA-256 that it has now or is about to get."""
+
 _FORMAT = 1
 _FILES = ("adapter.safetensors", "server.safetensors", "manifest.json", "rng.json", "roster.json", "metrics.json")
 _CLIENT = re.compile(r"clients/(\d+)\.safetensors")
@@ -76,8 +81,10 @@ def commit(store: RunStore, run: RunInfo, checkpoint: Checkpoint) -> Path:
     record = checkpoint.record
     if record.committed_at is None:
         record = replace(record, committed_at=datetime.now(UTC))
-    folder = save(run.folder, replace(checkpoint, record=record))
-    store.commit_round(run, record)
+    with exclusive(run.folder):
+        record = erasures(run.folder).record(record)  # of a round that was under way when a site erased
+        folder = save(run.folder, replace(checkpoint, record=record))
+        store.commit_round(run, record)
     passed("row-committed")
     return folder
 
@@ -116,7 +123,10 @@ def load(run_folder: Path, round_number: int) -> Checkpoint:
     Raises StoreError, naming the damaged or missing file and the newest round that is good.
     """
     try:
-        return _read(run_folder, round_number)
+        with suppress(_DamagedError):  # maybe only because its record is being rewritten at this moment
+            return _read(run_folder, round_number)
+        with exclusive(run_folder):
+            return _read(run_folder, round_number)
     except _DamagedError as damage:
         raise StoreError(f"{damage}; {_way_out(run_folder, round_number)}") from damage
 
@@ -128,7 +138,8 @@ def last_committed(store: RunStore, run: RunInfo) -> Checkpoint | None:
     holds `store.lock(run)`. Raises StoreError as `load` does.
     """
     last = store.last_round(run)
-    _tidy(run.folder, -1 if last is None else last)
+    with exclusive(run.folder):
+        _tidy(run.folder, -1 if last is None else last)
     return None if last is None else load(run.folder, last)
 
 
@@ -186,7 +197,9 @@ def _nbytes(checkpoint: Checkpoint) -> int:
 def _read(run_folder: Path, round_number: int) -> Checkpoint:
     folder = round_folder(run_folder, round_number)
     seal = _seal(folder)
-    content = {name: _checked(folder / name, digest) for name, digest in seal["files"].items()}
+    content = {
+        name: _checked(folder / name, digest, seal[BECOMING].get(name)) for name, digest in seal["files"].items()
+    }
     try:
         return _parse(content, _fixed(run_folder, seal["fixed"]), round_number)
     except (ValidationError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -219,6 +232,7 @@ def _seal(folder: Path) -> dict[str, Any]:
         names = set(seal["files"])
         known = seal["format"] == _FORMAT and names >= set(_FILES) and "fixed" in seal
         strange = [name for name in names - set(_FILES) if not _CLIENT.fullmatch(name)]
+        seal[BECOMING] = dict(seal.get(BECOMING, {}))
     except (ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"{path} is damaged ({error})") from error
     if not known or strange:
@@ -226,9 +240,9 @@ def _seal(folder: Path) -> dict[str, Any]:
     return seal
 
 
-def _checked(path: Path, digest: str) -> bytes:
+def _checked(path: Path, *digests: str | None) -> bytes:
     data = _bytes(path)
-    if hashlib.sha256(data).hexdigest() != digest:
+    if hashlib.sha256(data).hexdigest() not in digests:
         raise _DamagedError(f"{path} is damaged: its SHA-256 is not the one in {COMPLETE}")
     return data
 

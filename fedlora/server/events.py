@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fedlora.errors import StoreError
-from fedlora.server.durable import explained, sync_folder
+from fedlora.server.durable import explained
+from fedlora.server.line_file import append_line, is_at, open_lines
 from fedlora.server.records import Numbers, Outcome, RosterRow, RoundRecord
+from fedlora.server.scrub import Sieve, erasures, exclusive
 
 FILE = "events.jsonl"
 """The name of the log in a run's folder."""
-
-_CHUNK = 1 << 16
 
 
 def _now() -> datetime:
@@ -201,29 +201,35 @@ class EventLog:
     """A JSONL file that events are added to, one line each.
 
     Opening it cuts off a line that a crash left unfinished. Each line is one write, so a reader never sees lines mixed;
-    a committed round and the end of a run are on the disk when `append` returns.
+    a committed round and the end of a run are on the disk when `append` returns. What is erased of the run (see
+    `fedlora.server.scrub`) is not added; an erasure puts another file at the path, and the log goes on in that one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._sieve = Sieve()
         with explained("open the event log", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            os.ftruncate(self._file, _whole(self._file))
-            sync_folder(path.parent)
+            with exclusive(path.parent):
+                self._file = open_lines(path)
 
     def append(self, event: Event) -> None:
         """Adds one line. Raises StoreError if it cannot be written whole; the file then ends before it."""
-        line = to_json(event).encode() + b"\n"
-        end = os.fstat(self._file).st_size
-        with explained("write the event log", self.path, needed=len(line)):
-            try:
-                _write_all(self._file, line)
-            except OSError:
-                os.ftruncate(self._file, end)
-                raise
-            if isinstance(event, _DURABLE):
-                os.fsync(self._file)
+        with exclusive(self.path.parent):
+            line = self._sieve.sift(to_json(event).encode(), erasures(self.path.parent))
+            if line is None:
+                return
+            with explained("write the event log", self.path, needed=len(line)):
+                self._follow()
+                append_line(self._file, line + b"\n")
+                if isinstance(event, _DURABLE):
+                    os.fsync(self._file)
+
+    def _follow(self) -> None:
+        """Goes over to the file that is at the path now, if that is another one."""
+        if not is_at(self._file, self.path):
+            before, self._file = self._file, open_lines(self.path)
+            os.close(before)
 
     def close(self) -> None:
         """Closes the file; nothing can be added any more."""
@@ -248,13 +254,14 @@ class Emitter:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The events of a log, oldest first. A last line without its end is left out: it is not whole, or not yet.
+    """The events of a log, oldest first. A last line without its end is left out: it is not whole, or not yet;
+    and lines of spaces, where something was erased.
 
     Raises StoreError if the file cannot be read, or a whole line is no event (with its number).
     """
     with explained("read the event log", path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n") and not (line.isspace() and len(line) > 1):
                 yield _parsed(line, path, number)
 
 
@@ -267,22 +274,3 @@ def _parsed(line: bytes, path: Path, number: int) -> Event:
             f"line {number} of {path} is no event of this fedlora ({first['msg']}): it is damaged, or a newer fedlora"
             " wrote it; the database and the checkpoints do not depend on it"
         ) from error
-
-
-def _write_all(file: int, data: bytes) -> None:
-    """A full disk takes a part of the data at first and says so only when asked for the rest."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(file, left) :]
-
-
-def _whole(file: int) -> int:
-    """The length of the file up to the end of its last whole line."""
-    end = os.fstat(file).st_size
-    while end > 0:
-        start = max(0, end - _CHUNK)
-        newline = os.pread(file, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0

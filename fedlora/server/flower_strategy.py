@@ -20,7 +20,7 @@ from fedlora.server.cohort import draw_cohort
 from fedlora.server.receipts import ReceiptBook
 from fedlora.server.records import Outcome, RosterRow, RoundRecord
 from fedlora.strategies.base import State, Strategy, Update, global_tensors
-from fedlora.wire import Answer, TrainTask, payload_bytes, predicted_bytes, to_record, write_task
+from fedlora.wire import Answer, Common, TrainTask, payload_bytes, predicted_bytes, to_record, write_task
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,10 @@ class FlowerStrategy(FlowerBase):
         *,
         book: ReceiptBook | None = None,
         base_digest: str = "",
+        labels: tuple[str, ...] | None = None,
+        tokenizer_digest: str = "",
     ) -> None:
-        """book: where receipts for clients' privacy ledgers are, under local DP. base_digest: see `TrainTask`."""
+        """book: where receipts for clients' privacy ledgers are, under local DP. The others: see `Common`."""
         self.method = method
         self.state = state
         self.config = config
@@ -56,7 +58,8 @@ class FlowerStrategy(FlowerBase):
         self._asked: dict[int, int] = {}
         self._down: dict[int, tuple[int, int, int]] = {}
         self._central = mechanism_for(method, config)
-        self._book, self._base_digest = book, base_digest
+        self._book = book
+        self._common = Common(labels, tokenizer_digest, base_digest)
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -110,16 +113,14 @@ class FlowerStrategy(FlowerBase):
             tensors=tensors,
             once=None,
             fixed_digest=self._digest,
-            base_digest=self._base_digest,
+            labels=self._common.labels,
+            tokenizer_digest=self._common.tokenizer_digest,
+            base_digest=self._common.base_digest,
             receipt="" if self._book is None else self._book.newest(client),
-            deadline=self._deadline(),
+            deadline=deadline_of(self.config),
         )
         content = write_task(task, arrays, once)
         return Message(content, node, MessageType.TRAIN, group_id=str(server_round))
-
-    def _deadline(self) -> float | None:
-        timeout = self.config.federation.timeout
-        return None if timeout is None else time.time() + timeout
 
     def _bytes_down(self, arrays: ArrayRecord, once: ArrayRecord | None) -> tuple[int, int, int]:
         head = [name for name in arrays if self.state.manifest.tensors[name].role is Role.HEAD]
@@ -205,7 +206,7 @@ class FlowerStrategy(FlowerBase):
             )
 
     def _fold(self, answers: list[Answer]) -> dict[str, float]:
-        before = self.state
+        before, answers = self.state, evenly(answers)
         partial = self.method.begin(before)
         error = AggregationError.begin(before)
         for answer in answers:
@@ -238,6 +239,20 @@ class FlowerStrategy(FlowerBase):
         """Nothing to aggregate; see `configure_evaluate`."""
         del server_round, replies
         return None
+
+
+def deadline_of(config: RunConfig) -> float | None:
+    """When a round that begins now ends, in seconds since the epoch; None if rounds have no end."""
+    timeout = config.federation.timeout
+    return None if timeout is None else time.time() + timeout
+
+
+def evenly(answers: list[Answer]) -> list[Answer]:
+    """The answers with the counts of rows that are their weights. If an owner keeps a count, all count alike."""
+    if not any(answer.withheld for answer in answers):
+        return answers
+    log.info("a site keeps its number of rows to itself: all updates of this round count alike")
+    return [replace(answer, samples=1) for answer in answers]
 
 
 def spent_unused(verdict: Verdict) -> Verdict:

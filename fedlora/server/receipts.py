@@ -18,12 +18,14 @@ _BOOK = TypeAdapter(dict[int, Receipt])
 class ReceiptBook:
     """The newest receipt for each client of one run, in the run's folder, and the key that signs them.
 
+    key: its file; None: one of the run's own, in the folder.
+
     Raises StoreError or PrivacyError if what is there cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, key: Path | None = None) -> None:
         self._path = folder / BOOK
-        self._key = ServerKey.load_or_create(folder / KEY)
+        self._key = ServerKey.load_or_create(key or folder / KEY)
         self._newest = self._read()
         self._pending: dict[int, LedgerHead] = {}
 

@@ -25,8 +25,12 @@ Numbers = Mapping[str, Number]
 
 
 class RunStatus(StrEnum):
-    """Where a run stands. RUNNING with nobody holding its lock means that its process died: resume it."""
+    """Where a run stands. RUNNING with nobody holding its lock means that its process died: resume it.
 
+    QUEUED: a server daemon will begin it, or go on with it, when its turn comes.
+    """
+
+    QUEUED = "queued"
     RUNNING = "running"
     FINISHED = "finished"
     STOPPED = "stopped"

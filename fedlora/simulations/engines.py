@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from flwr.app import Message
@@ -20,6 +21,11 @@ from fedlora.strategies.base import State
 from fedlora.training.settings import resolve_device
 
 
+def untold(number: int) -> None:
+    """For an engine that need not know which rounds are durable."""
+    del number
+
+
 @dataclass(frozen=True)
 class Engine:
     """What a run needs of an engine.
@@ -27,13 +33,14 @@ class Engine:
     ask: begins to have messages answered, within a number of seconds; what it returns, called, gives the replies.
     measure: begins to measure a state's global model on a split ("validation" or "test"), told whether training
     follows at once; what it returns, called, gives the metrics, named `<split>_<metric>`. ahead: whether it does so in
-    the background.
+    the background. committed: told the number of each round that is durable.
     """
 
     grid: Grid
     ask: Callable[[Iterable[Message], float | None], Callable[[], Iterable[Message]]]
     measure: Callable[[State, str, bool], Callable[[], Mapping[str, float]]]
     ahead: bool
+    committed: Callable[[int], None] = untold
 
 
 MakeEngine = Callable[[RunConfig, ClientApp, Worker], AbstractContextManager[Engine]]
@@ -61,9 +68,34 @@ def around(grid: Grid, worker: Worker) -> Engine:
         metrics = measure_state(worker, state, split)
         return lambda: metrics
 
-    return Engine(
-        grid, lambda messages, timeout: lambda: grid.send_and_receive(messages, timeout=timeout), measure, ahead=False
-    )
+    def ask(messages: Iterable[Message], timeout: float | None) -> Callable[[], Iterable[Message]]:
+        return lambda: grid.send_and_receive(messages, timeout=timeout)
+
+    return Engine(grid, ask, measure, ahead=False)
+
+
+@runtime_checkable
+class Linked(Protocol):
+    """What a link to sites has beside a Grid's methods."""
+
+    def ask(self, messages: Iterable[Message], timeout: float | None) -> Callable[[], Iterable[Message]]:
+        """See `Engine`."""
+        ...
+
+    def committed(self, number: int) -> None:
+        """See `Engine`."""
+        ...
+
+
+def over_link(grid: Any, worker: Worker) -> Engine:
+    """An engine from a link to sites (a Grid that is `Linked`): they train while this process measures."""
+    link: Linked = grid
+
+    def measure(state: State, split: str, followed: bool) -> Callable[[], Mapping[str, float]]:
+        del followed
+        return lambda: measure_state(worker, state, split)
+
+    return Engine(grid, link.ask, measure, ahead=True, committed=link.committed)
 
 
 def _measure_in(

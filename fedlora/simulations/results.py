@@ -10,10 +10,10 @@ from fedlora.adapters.export import export_adapter
 from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.data.table import PartitionTable, describe
-from fedlora.privacy.account import Account, accounted, write_account
+from fedlora.privacy.account import Account, write_account
 from fedlora.server.records import RunInfo, RunStatus
 from fedlora.server.store import RunStore
-from fedlora.simulations.ledgers import rounds_spent
+from fedlora.simulations.ledgers import account_of
 from fedlora.simulations.report import write_report
 from fedlora.strategies.base import State, global_tensors
 
@@ -29,12 +29,13 @@ def leave_results(
     Returns the final figures, among them those of `test`.
     """
     summary = {**_totals(store, info), **test}
-    account = accounted(config, rounds_spent(config, info.id))
+    account = account_of(config, info.id, store.history(info).rounds)
     write_account(info.folder, account)
     _export(info, config, worker, state, summary, account)
     (info.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     store.finish(info, RunStatus.FINISHED, summary)
-    write_report(store.history(info), info.folder / REPORT, partition_table=describe_partition(worker))
+    holders = None if config.federation.sites else describe_partition(worker)  # what sites hold is theirs to tell
+    write_report(store.history(info), info.folder / REPORT, partition_table=holders)
     return summary
 
 

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -14,7 +15,7 @@ from fedlora.client.kept import LOCAL, restore_local
 from fedlora.client.worker import Worker, worker_for
 from fedlora.config.schema import EngineConfig, RunConfig
 from fedlora.config.strategy import make_strategy
-from fedlora.errors import ConfigError, RunError
+from fedlora.errors import RunError
 from fedlora.privacy.account import promised, write_account
 from fedlora.privacy.schedule import settle_privacy
 from fedlora.server.checkpoint import Checkpoint, commit, last_committed
@@ -36,42 +37,42 @@ from fedlora.server.records import RoundRecord, RunHistory, RunInfo, RunStatus
 from fedlora.server.rounds import Links, RoundLoop
 from fedlora.server.start import first_state
 from fedlora.server.store import RunStore
-from fedlora.simulations.engines import ENGINES, Engine, around, engine_words, settle
+from fedlora.simulations.engines import ENGINES, Engine, Linked, around, engine_words, over_link, settle
 from fedlora.simulations.ledgers import close_ledgers, refuse_more_rounds, with_ledgers
 from fedlora.simulations.results import leave_results
+from fedlora.simulations.sites import common_to, keeps_ledgers, refuse
 from fedlora.simulations.virtual import VirtualGrid
 from fedlora.strategies.base import State, Strategy, keeps_client_state
-
-ELSEWHERE = (
-    "privacy=dp does not run on Flower's own runtime: its nodes keep no privacy ledger for the data's owner; use"
-    " `fedlora simulate`"
-)
 
 
 @dataclass(frozen=True)
 class Watch:
-    """How a caller follows and steers a run. listeners: called with each event. stop: True ends it after a round."""
+    """How a caller follows and steers a run. listeners: called with each event. stop: True ends it after a round.
+
+    key: the file of the key that signs receipts for clients' ledgers; None: the run has one of its own.
+    """
 
     listeners: Sequence[Listener] = ()
     stop: Callable[[], bool] = lambda: False
+    key: Path | None = None
 
 
 def resolve(config: RunConfig) -> RunConfig:
     """`config` with what depends on this machine written out, so that a resumed run computes the same bits."""
     name = config.name or f"{config.strategy.name}-{config.data.name}"
-    return settle_privacy(settle(config)).model_copy(update={"name": name})
+    settled = config if config.federation.sites else settle(config)  # each site has its own machine
+    return settle_privacy(settled).model_copy(update={"name": name})
 
 
 def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid | None = None) -> RunHistory:
     """Runs the experiment as a new run and returns its history.
 
-    grid: an engine that is there already (Flower's); None: the configured one is made.
+    grid: an engine that is there already (Flower's, or a link to sites); None: the configured one is made.
 
-    Raises ConfigError for local DP on a grid of Flower's, and FedloraError; the run is then kept as failed, with the
-    reason, and can be resumed.
+    Raises ConfigError for local DP on a grid whose nodes keep no ledgers, or sites without a grid; and FedloraError:
+    the run is then kept as failed, with the reason, and can be resumed.
     """
-    if grid is not None and config.privacy.local:
-        raise ConfigError([ELSEWHERE])
+    refuse(config, grid)
     config = resolve(config if grid is None else _driven_elsewhere(config))
     make_strategy(config.strategy)  # a wrong option must not leave an empty run behind
     store = RunStore.open(config.store)
@@ -79,16 +80,22 @@ def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid
     return _Run(store, info, config, watch, grid).drive()
 
 
-def resume(store: RunStore, info: RunInfo, watch: Watch, *, rounds: int | None = None) -> RunHistory:
+def resume(
+    store: RunStore, info: RunInfo, watch: Watch, *, rounds: int | None = None, grid: Grid | None = None
+) -> RunHistory:
     """Goes on with a run after its last committed round, to `rounds` rounds in all if that is given.
+
+    grid: as for `run`; a run of sites needs one.
 
     Raises FedloraError as `run` does; ConfigError for more rounds than a run under DP has announced and made its noise
     for.
     """
+    config = RunConfig.model_validate_json(info.config)
+    refuse(config, grid)
     if rounds not in (None, info.rounds):
-        refuse_more_rounds(RunConfig.model_validate_json(info.config))
+        refuse_more_rounds(config)
     info = store.reopen(info, rounds)
-    return _Run(store, info, RunConfig.model_validate_json(info.config), watch, None).drive()
+    return _Run(store, info, RunConfig.model_validate_json(info.config), watch, grid).drive()
 
 
 def _driven_elsewhere(config: RunConfig) -> RunConfig:
@@ -121,15 +128,16 @@ class _Run:
 
     def _rounds_and_results(self, emit: Emitter) -> None:
         worker = worker_for(self.config)
-        worker.check_partition()
+        if not self.config.federation.sites:
+            worker.check_partition()
         checkpoint = last_committed(self.store, self.info)
         emit(self._opening(checkpoint))
         method = make_strategy(self.config.strategy)
-        book = ReceiptBook(self.info.folder) if self.config.privacy.local else None
+        book = ReceiptBook(self.info.folder, self.watch.key) if self.config.privacy.local else None
         with self._engine(worker) as engine:
-            state, first = self._start(method, worker, engine, checkpoint)
-            digest = worker.base_digest if state.fixed else ""
-            strategy = FlowerStrategy(method, state, self.config, self.info.id, book=book, base_digest=digest)
+            state, first = self._start(method, worker, engine, checkpoint, book)
+            common = common_to(worker, fixed=bool(state.fixed))
+            strategy = FlowerStrategy(method, state, self.config, self.info.id, book=book, **asdict(common))
             done = self._rounds(strategy, engine, emit, first, checkpoint)
             if done < self.config.federation.rounds:
                 self._stopped(emit, f"stopped on request after round {done}")
@@ -142,15 +150,22 @@ class _Run:
 
     def _engine(self, worker: Worker) -> AbstractContextManager[Engine]:
         if self.grid is not None:
-            return nullcontext(around(self.grid, worker))
+            return nullcontext((over_link if isinstance(self.grid, Linked) else around)(self.grid, worker))
         return ENGINES[self.config.engine.name](self.config, app, worker)
 
     def _start(
-        self, method: Strategy, worker: Worker, engine: Engine, checkpoint: Checkpoint | None
+        self,
+        method: Strategy,
+        worker: Worker,
+        engine: Engine,
+        checkpoint: Checkpoint | None,
+        book: ReceiptBook | None,
     ) -> tuple[State, RoundRecord]:
         if checkpoint is not None:
             return checkpoint.state, checkpoint.record
-        return first_state(method, worker.setup(method), self.config, self.info.id, engine.ask, engine.grid)
+        common = common_to(worker, fixed=False)
+        setup = worker.setup(method)
+        return first_state(method, setup, self.config, self.info.id, engine.ask, engine.grid, book=book, common=common)
 
     def _rounds(
         self,
@@ -177,15 +192,21 @@ class _Run:
             "rounds": federation.rounds,
             "clients": federation.clients,
             "cohort": federation.cohort,
-            "engine": engine_words(self.config) if self.grid is None else "Flower's grid",
+            "engine": self._engine_words(),
             "folder": str(self.info.folder),
         }
         return RunStarted(**facts) if checkpoint is None else RunResumed(**facts, round=checkpoint.round)
+
+    def _engine_words(self) -> str:
+        if self.grid is None:
+            return engine_words(self.config)
+        return f"{self.config.federation.clients} sites" if self.config.federation.sites else "Flower's grid"
 
     def _links(self, engine: Engine, emit: Emitter, strategy: FlowerStrategy) -> Links:
         def durable(checkpoint: Checkpoint) -> None:
             commit(self.store, self.info, checkpoint)
             strategy.acknowledge()
+            engine.committed(checkpoint.round)
 
         return Links(
             grid=engine.grid,
@@ -227,6 +248,8 @@ def _kept(grid: Grid) -> Mapping[int, Tensors]:
 
 
 def _restore(grid: Grid, checkpoint: Checkpoint, run_id: str) -> None:
+    if keeps_ledgers(grid):  # owners keep what is theirs themselves
+        return
     if checkpoint.round and keeps_client_state(checkpoint.state.manifest) and not checkpoint.clients:
         raise RunError(
             f"run {run_id} cannot be resumed: its clients keep tensors of their own, and the engine that ran it"

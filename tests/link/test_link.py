@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedlora.link.client import TurnedAwayError
-from fedlora.link.grid import CLIENT_FAILED, CLIENT_LOST
+from fedlora.link.grid import CLIENT_FAILED
 from fedlora.privacy.declined import RoundClosedError
+from fedlora.server.admission import LOST_CODE
 from fedlora.wire import declined_reason
 from tests.link.world import Daemon, Scripted, World, eventually, make_world, message, values
 
@@ -43,7 +44,9 @@ def test_each_site_answers_and_its_update_is_gone_after_the_commit(world: World,
             replies = list(grid.send_and_receive([message(i, round_number) for i in range(3)]))
             assert values(replies) == {2: round_number, 3: round_number + 1, 4: round_number + 2}
         assert len(list((world.folder / "run-1" / "incoming").iterdir())) == 6
-        grid.committed()
+        grid.committed(1)
+        assert len(list((world.folder / "run-1" / "incoming").iterdir())) == 3
+        grid.committed(2)
         assert not list((world.folder / "run-1" / "incoming").iterdir())
         eventually(lambda: all(client.acknowledged == [True, True] for client in clients))
     assert [client.sent for client in clients] == [[0, 0]] * 3
@@ -82,7 +85,7 @@ def test_who_is_not_there_is_lost_and_who_comes_late_is_told(world: World, start
         start(world, started, late)
         grid = world.grid(host, ["site-0", "site-1"], absence=0.3)
         absent, slow = grid.send_and_receive([message(0, 1), message(1, 1)], timeout=0.6)
-        assert absent.error.code == slow.error.code == CLIENT_LOST
+        assert absent.error.code == slow.error.code == LOST_CODE
         assert "not been connected" in absent.error.reason
         assert "deadline" in slow.error.reason
         eventually(lambda: late.acknowledged == [False])

@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fedlora.adapters.manifest import Delivery, Form, Manifest, Role, TensorSpec
+from fedlora.errors import IdentityError
 from fedlora.identity.authority import Authority, create_authority
 from fedlora.identity.keys import new_key, signing_request
 from fedlora.link import content
@@ -99,6 +100,8 @@ class World:
                 admit=self.doors.get("admit", lambda name, certificate: None),
                 seen=lambda name, version: None,
                 inbox=lambda run: Inbox(self.folder / run),
+                renew=self.doors.get("renew", refuse),
+                erase=self.doors.get("erase", refuse),
             )
             service = LinkService(host.hub, doors)
             server = host.call(self._start(service))
@@ -127,6 +130,11 @@ class World:
     def grid(self, host: LinkHost, sites: list[str], *, run: str = "run-1", absence: float = 20.0) -> LinkGrid:
         """The Grid of a run."""
         return LinkGrid(host, run, sites, Inbox(self.folder / run), absence)
+
+
+def refuse(*arguments: Any) -> Any:
+    """What a test's server does not offer."""
+    raise IdentityError("not here")
 
 
 class Daemon:

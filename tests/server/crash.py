@@ -96,7 +96,7 @@ def kill_at_random(folder: Path, seed: int, lives: int) -> None:
         one_commit = time.monotonic() - begun
     last = 0
     for _ in range(lives):
-        child = fork_life(folder, run.id, lambda step: None)  # noqa: ARG005
+        child = fork_life(folder, run.id, lambda step: None)
         time.sleep(draw.uniform(0, 3 * one_commit))
         os.kill(child, signal.SIGKILL)
         check_killed(child)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fedlora.errors import StoreError
 from fedlora.server import events
+from fedlora.server.durable import replace_synced
 from fedlora.server.events import (
     EVENTS,
     ClientRefused,
@@ -262,3 +263,17 @@ def test_what_a_listener_raises_reaches_the_caller() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Emitter(None, [stop])(started(1))
+
+
+def test_rewriting_beside_an_open_log(tmp_path: Path, samples: ModuleType) -> None:
+    """The file is another one, and the log goes on in it."""
+    path = tmp_path / "events.jsonl"
+    row = samples.record(1).roster[0]
+    with EventLog(path) as log:
+        log.append(ClientReported(run="r", round=1, row=row))
+        replace_synced(path, path.read_bytes())
+        log.append(ClientReported(run="r", round=2, row=row))
+        path.unlink()
+        log.append(ClientReported(run="r", round=3, row=row))
+        log.append(ClientReported(run="r", round=4, row=row))
+    assert [event.round for event in read_events(path)] == [3, 4]  # type: ignore[union-attr]

@@ -146,6 +146,7 @@ def test_every_status_has_a_sentence(status: RunStatus) -> None:
     text = outcome_sentence(make_history(rounds=5, status=status, bad={}))
     words = {
         RunStatus.FINISHED: "fedavg finished 5 rounds;",
+        RunStatus.QUEUED: "fedavg waits for its turn; it has committed 5 of 12 rounds",
         RunStatus.RUNNING: "fedavg has committed 5 of 12 rounds",
         RunStatus.STOPPED: "fedavg was stopped after 5 of 12 rounds: fewer than 1 client",
         RunStatus.FAILED: "fedavg failed after 5 of 12 rounds: fewer than 1 client reported in round 5;",

@@ -21,20 +21,24 @@ class RenewRequest(_message.Message):
     def __init__(self, signing_request: _Optional[bytes] = ...) -> None: ...
 
 class Certificate(_message.Message):
-    __slots__ = ("name", "certificate", "authority")
+    __slots__ = ("name", "certificate", "authority", "link")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
     name: str
     certificate: bytes
     authority: bytes
-    def __init__(self, name: _Optional[str] = ..., certificate: _Optional[bytes] = ..., authority: _Optional[bytes] = ...) -> None: ...
+    link: str
+    def __init__(self, name: _Optional[str] = ..., certificate: _Optional[bytes] = ..., authority: _Optional[bytes] = ..., link: _Optional[str] = ...) -> None: ...
 
 class EraseRequest(_message.Message):
-    __slots__ = ("leave",)
+    __slots__ = ("leave", "keep")
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     leave: bool
-    def __init__(self, leave: bool = ...) -> None: ...
+    keep: bool
+    def __init__(self, leave: bool = ..., keep: bool = ...) -> None: ...
 
 class EraseReply(_message.Message):
     __slots__ = ("runs",)

@@ -19,6 +19,7 @@ from fedlora.server.durable import explained, free_bytes
 BUSY_TIMEOUT = 5.0  # seconds that one process waits for another's write
 _MIGRATION_WAIT = 60.0  # seconds to wait for another process that is making the same tables
 _WRITES = {"fedlora_writes": True}
+_BARE = {"fedlora_bare": True}  # no transaction around a statement
 _PRAGMAS = (
     f"busy_timeout = {int(BUSY_TIMEOUT * 1000)}",  # first: the next ones may have to wait
     "journal_mode = WAL",
@@ -67,6 +68,24 @@ class Database:
         """A transaction that is committed, down to the disk, when the block ends."""
         with self._explained(), self._writer.begin() as connection:
             yield connection
+
+    def purge(self) -> None:
+        """Rewrites SQLite's files, so that rows that were changed or deleted are in none of them any more.
+
+        It takes as much space again meanwhile. Other databases do this by themselves, in their own time.
+
+        Raises StoreError too if another process has been reading for too long.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return
+        with self._explained(), self._engine.execution_options(**_BARE).connect() as connection:
+            connection.exec_driver_sql("VACUUM")
+            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
+        if busy:
+            raise StoreError(
+                f"what was deleted is still in the log of the database {self._where}: another process has been reading"
+                f" for over {BUSY_TIMEOUT:g} s; try again, or end that process"
+            )
 
     def close(self) -> None:
         """Closes the connections; the database may be opened again."""
@@ -148,8 +167,9 @@ def _use_pragmas(engine: sa.Engine) -> None:
     def begun(connection: sa.Connection) -> None:
         # A transaction that reads first and then writes can fail at once, without waiting, if another wrote between
         # (SQLITE_BUSY_SNAPSHOT). One that says at its start that it will write waits for its turn.
-        writes = "fedlora_writes" in connection.get_execution_options()
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if "fedlora_bare" not in options:
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if "fedlora_writes" in options else "BEGIN")
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)

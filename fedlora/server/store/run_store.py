@@ -14,7 +14,8 @@ from fedlora.config.schema import RunConfig
 from fedlora.errors import StoreError, UnknownRunError
 from fedlora.server.durable import explained
 from fedlora.server.records import Numbers, RoundRecord, RunHistory, RunInfo, RunStatus
-from fedlora.server.store import folders, locks, names, rows, tables
+from fedlora.server.scrub import Erasures, erasures, exclusive
+from fedlora.server.store import blanking, folders, locks, names, rows, tables
 from fedlora.server.store.database import Database
 
 DATABASE = "fedlora.db"
@@ -54,6 +55,11 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, Database(_url(folder, url), folder))
 
+    @property
+    def database(self) -> Database:
+        """The database itself, for what a server keeps beside runs."""
+        return self._database
+
     def close(self) -> None:
         """Closes the database connections."""
         self._database.close()
@@ -74,14 +80,17 @@ class RunStore:
         run_id: str | None = None,
         folder: Path | None = None,
         sweep: str | None = None,
+        status: RunStatus = RunStatus.RUNNING,
     ) -> RunInfo:
-        """A new run, RUNNING, with its folder: `folder`, else `config.output`, else one in the store named by the id.
+        """A new run with its folder: `folder`, else `config.output`, else one in the store named by the id.
+
+        status: RUNNING, or QUEUED for a run that a server will begin later.
 
         Raises StoreError if the folder has something in it, or a run of that id or folder exists.
         """
         run = self._new_run(config, name, run_id, sweep)
         place = folder or config.output
-        run = replace(run, folder=self.folder / run.id if place is None else Path(place).resolve())
+        run = replace(run, status=status, folder=self.folder / run.id if place is None else Path(place).resolve())
         folders.claim(run.folder)
         try:
             folders.write_config(run.folder, run.config)
@@ -166,12 +175,18 @@ class RunStore:
 
     def finish(self, run: RunInfo, status: RunStatus, summary: Numbers | None = None, reason: str = "") -> RunInfo:
         """Marks the end of a run. reason: a sentence, for a run that did not finish."""
-        changes = {"status": str(status), "reason": reason, "summary": rows.figures_out(summary or {})}
-        with self._database.writes() as connection:
+        with exclusive(run.folder), self._database.writes() as connection:
+            told = erasures(run.folder).text(reason)
+            changes = {"status": str(status), "reason": told, "summary": rows.figures_out(summary or {})}
             return self._change(connection, run.id, finished_at=datetime.now(UTC), **changes)
 
-    def reopen(self, run: RunInfo, rounds: int | None = None) -> RunInfo:
-        """Marks a run RUNNING again; `rounds` gives it another number of rounds in all, in its configuration too.
+    def mark_running(self, run: RunInfo) -> RunInfo:
+        """Marks a QUEUED run RUNNING; nothing else of it changes."""
+        with self._database.writes() as connection:
+            return self._change(connection, run.id, status=str(RunStatus.RUNNING))
+
+    def reopen(self, run: RunInfo, rounds: int | None = None, *, status: RunStatus = RunStatus.RUNNING) -> RunInfo:
+        """Marks a run RUNNING (or QUEUED) again; `rounds`: another number in all, in its configuration too.
 
         The figures of its summary go: they were those of an earlier end. Raises StoreError if more rounds than that
         are committed.
@@ -186,7 +201,14 @@ class RunStore:
         folders.write_config(now.folder, config)
         changes = {"rounds": total, "config": config, "summary": {}, "reason": "", "finished_at": None}
         with self._database.writes() as connection:
-            return self._change(connection, run.id, status=str(RunStatus.RUNNING), **changes)
+            return self._change(connection, run.id, status=str(status), **changes)
+
+    def blank_roster(self, found: Mapping[str, Erasures]) -> None:
+        """Blanks the roster of runs, by id, where something is erased of them; SQLite's files have no trace of it left.
+
+        Raises StoreError as all methods do; it can be repeated.
+        """
+        blanking.blank(self._database, found)
 
     def lock(self, run: RunInfo) -> AbstractContextManager[None]:
         """Holds the run for the block: whoever writes to it must. A dead process's lock frees by itself.

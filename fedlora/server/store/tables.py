@@ -80,3 +80,39 @@ roster = sa.Table(
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.ForeignKeyConstraint(["run", "round"], ["rounds.run", "rounds.round"], ondelete="CASCADE"),
 )
+
+clients = sa.Table(
+    "clients",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),  # of a revocation
+    sa.Column("enrolled_at", UtcTime),
+    sa.Column("last_seen", UtcTime),
+    sa.Column("version", sa.Text, nullable=False),
+)
+
+# Every certificate that was given out and could still be shown: how else could one of them be told from a stolen one?
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("client", sa.String(63), sa.ForeignKey("clients.name", ondelete="CASCADE"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # 1, 2, … in the order in which a client got them
+    sa.Column("serial", sa.String(40), nullable=False),
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("issued_at", UtcTime, nullable=False),
+    sa.Column("used_at", UtcTime),  # for the first time
+    sa.Column("expires_at", UtcTime, nullable=False),
+    sa.UniqueConstraint("client", "number"),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),  # SHA-256 of the secret, which is stored nowhere
+    sa.Column("client", sa.String(63), sa.ForeignKey("clients.name", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime, nullable=False),
+    sa.Column("used_at", UtcTime),
+)

@@ -65,6 +65,7 @@ def outcome_sentence(history: RunHistory) -> str:
     rounds = f"{run.rounds_done} of {counted(run.rounds, 'round')}"
     endings = {
         RunStatus.FINISHED: f"{run.strategy} finished {counted(run.rounds_done, 'round')}",
+        RunStatus.QUEUED: f"{run.strategy} waits for its turn; it has committed {rounds}",
         RunStatus.RUNNING: f"{run.strategy} has committed {rounds}",
         RunStatus.STOPPED: f"{run.strategy} was stopped after {rounds}",
         RunStatus.FAILED: f"{run.strategy} failed after {rounds}",

@@ -1,0 +1,277 @@
+"""The server daemon: clients connect to its link, an operator queues runs, and it drives them one after another."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fedlora.config.schema import RunConfig
+from fedlora.errors import LinkError, RunError, StoreError
+from fedlora.identity import enrolment
+from fedlora.identity.authority import Authority, open_authority
+from fedlora.identity.keys import certificate_facts, read_certificate
+from fedlora.identity.records import ClientRecord, ClientStatus
+from fedlora.identity.registry import Registry
+from fedlora.identity.tls import ServerFiles, ensure_server_certificate, server_files
+from fedlora.link.enrolment import EnrolmentService, enrolment_server
+from fedlora.link.grid import LinkGrid
+from fedlora.link.host import LinkHost
+from fedlora.link.hub import Presence
+from fedlora.link.inbox import Inbox
+from fedlora.link.service import Doors, LinkService, link_server
+from fedlora.link.v1.link_pb2 import EraseReply, State
+from fedlora.server.certificates import server_credentials
+from fedlora.server.durable import explained
+from fedlora.server.erase import erase_client
+from fedlora.server.events import Listener
+from fedlora.server.operator.access import publish
+from fedlora.server.operator.api import LOOPBACK, make_api
+from fedlora.server.operator.serve import OperatorServer
+from fedlora.server.operator.token import FILE as TOKEN
+from fedlora.server.operator.token import make_token
+from fedlora.server.queue import Driver, RunQueue, Stop
+from fedlora.server.records import RunInfo, RunStatus
+from fedlora.server.settings import ServerSettings
+from fedlora.server.store import RunStore
+from fedlora.server.submitted import for_sites
+from fedlora.service_manager import Watchdog, notify
+
+log = logging.getLogger(__name__)
+
+RECEIPT_KEY = "receipt.key"
+"""In the home: what signs receipts for clients' ledgers. Its public half is what a site may pin."""
+
+OVER = (RunStatus.FINISHED, RunStatus.FAILED, RunStatus.STOPPED)
+"""A run that is none of these goes on by itself, and needs the updates that it has."""
+
+_REVOCATIONS = 5.0
+"""Seconds between looks at who was revoked while connected."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a running server consists of."""
+
+    files: ServerFiles
+    settings: ServerSettings
+    store: RunStore
+    registry: Registry
+    authority: Authority
+    host: LinkHost
+    queue: RunQueue
+
+    def doors(self) -> Doors:
+        """What the link asks of the rest."""
+        return Doors(
+            admit=lambda name, certificate: enrolment.admit(self.registry, name, certificate),
+            seen=self.registry.seen,
+            inbox=lambda run: Inbox(self.store.get(run).folder),
+            renew=self._renew,
+            erase=self._erase,
+        )
+
+    def _erase(self, name: str, leave: bool, keep: bool) -> EraseReply:
+        if not keep:
+            return erase_client(self.store, self.registry, name, leave=leave)
+        self.registry.revoke(name, "left")
+        return EraseReply()
+
+    def active(self) -> list[str]:
+        """The clients that may connect."""
+        return [record.name for record in self.registry.clients() if record.status is ClientStatus.ACTIVE]
+
+    def clients(self) -> list[dict[str, Any]]:
+        """What is known of each client, for the operator."""
+        presences = self.host.hub.connected()
+        return [_plain(record, presences.get(record.name)) for record in self.registry.clients()]
+
+    def prepare(self, config: RunConfig) -> RunConfig:
+        """A submitted experiment, ready to be queued. Raises ConfigError."""
+        from fedlora.simulations.simulate import resolve  # loads torch
+
+        return resolve(for_sites(config, self.active()))
+
+    def _renew(self, name: str, certificate: bytes, request: bytes) -> enrolment.Issued:
+        digest = certificate_facts(certificate).sha256
+        return enrolment.renew(self.registry, self.authority, name, digest, request)
+
+    def join(self, secret: str, request: bytes) -> enrolment.Issued:
+        """A client with a token."""
+        return enrolment.join(self.registry, self.authority, secret, request)
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """One server a home. Raises StoreError if another one runs."""
+    lock = FileLock(home / ".server.lock")
+    with explained("lock", home):
+        try:
+            lock.acquire(timeout=1.0)
+        except Timeout:
+            raise StoreError(f"another server runs in {home}: stop it first, or use a home of its own") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def running(home: Path, settings: ServerSettings, *, database: str | None = None) -> Iterator[Server]:
+    """A server whose link listens; nothing is driven yet.
+
+    Raises IdentityError without an authority in `home`, StoreError, and LinkError for an address that is taken.
+    """
+    files = server_files(home)
+    authority = open_authority(files.authority)
+    with ExitStack() as stack:
+        stack.enter_context(locked(home))
+        ensure_server_certificate(home, authority, _hosts(files, settings))
+        store = stack.enter_context(RunStore.open(files.runs, url=database or settings.database))
+        host = stack.enter_context(LinkHost())
+        server = Server(files, settings, store, Registry(store.database), authority, host, RunQueue(store))
+        for stop in host.call(_listen(server)):
+            stack.callback(_stopping, host, stop)
+        stack.callback(_revocations(server))
+        stack.enter_context(_operator(server))
+        yield server
+
+
+def _stopping(host: LinkHost, stop: Callable[[float], Any]) -> None:
+    host.call(stop(1.0))
+
+
+@contextmanager
+def _operator(server: Server) -> Iterator[None]:
+    """The operator's API, for the block."""
+    home, settings = server.files.home, server.settings
+    name, _, port = settings.operator.rpartition(":")
+    facts = certificate_facts(read_certificate(server.files.certificate))
+    app = make_api(
+        server.queue,
+        server.store,
+        make_token(home / TOKEN),
+        server.clients,
+        prepare=server.prepare,
+        hosts=(*LOOPBACK, *facts.hosts),
+    )
+    with OperatorServer(app, name, int(port), server.files.certificate, server.files.key) as api:
+        publish(home, api.url)
+        yield
+
+
+def _plain(record: ClientRecord, presence: Presence | None) -> dict[str, Any]:
+    state = State() if presence is None else presence.state
+    return {
+        **asdict(record),
+        "connected": presence is not None,
+        "paused": state.reason or "paused" if state.paused else None,
+        "work": state.work or None,
+        "data": [] if presence is None else list(presence.data),
+    }
+
+
+def _hosts(files: ServerFiles, settings: ServerSettings) -> Sequence[str]:
+    known = certificate_facts(read_certificate(files.certificate)).hosts if files.certificate.exists() else ()
+    return tuple(dict.fromkeys([*known, *settings.hosts, "localhost", "127.0.0.1"]))
+
+
+async def _listen(server: Server) -> "list[Callable[[float], Any]]":
+    """Opens the ports; returns what stops them."""
+    service = LinkService(server.host.hub, server.doors())
+    mutual = server_credentials(server.files, clients_show_theirs=True)
+    opened = [_opened(lambda: link_server(service, mutual, server.settings.link), server.settings.link)]
+    where = server.settings.enrolment
+    if where is not None:
+        one_way = server_credentials(server.files, clients_show_theirs=False)
+        link = server.settings.link_address or f":{opened[0][1]}"
+        service_of_strangers = EnrolmentService(server.join, link)
+        opened.append(_opened(lambda: enrolment_server(service_of_strangers, one_way, where), where))
+    for grpc_server, _ in opened:
+        await grpc_server.start()
+    return [grpc_server.stop for grpc_server, _ in opened]
+
+
+def _opened(make: Callable[[], tuple[Any, int]], address: str) -> tuple[Any, int]:
+    try:
+        return make()
+    except RuntimeError as error:
+        raise LinkError(f"cannot listen at {address}: {error}. Is another server running there?") from error
+
+
+def _revocations(server: Server) -> Callable[[], None]:
+    """Ends connections of clients that are revoked while connected; returns what stops looking."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_REVOCATIONS):
+            try:
+                gone = {record.name for record in server.registry.clients() if record.status is ClientStatus.REVOKED}
+            except StoreError as error:
+                log.warning("revocations cannot be looked up now: %s", error)
+                continue
+            for name in gone & set(server.host.hub.connected()):
+                server.host.call(_dismiss(server, name))
+
+    thread = threading.Thread(target=look, name="revocations", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        ended.set()
+        thread.join()
+
+    return stop
+
+
+async def _dismiss(server: Server, name: str) -> None:
+    server.host.hub.dismiss(name, "this client's certificate was revoked: ask the server's operator")
+
+
+def drive(server: Server, run: RunInfo, stop: Stop, listeners: Sequence[Listener]) -> None:
+    """Runs one run to its end, a stop or an error; the store then knows which. Raises FedloraError."""
+    from fedlora.simulations.simulate import Watch, resume  # loads torch
+
+    config = RunConfig.model_validate_json(run.config)
+    federation = config.federation
+    sites = federation.sites
+    if not sites:
+        raise RunError(f"run {run.id} names no sites: submit it through `fedlora run start`")
+    inbox = Inbox(run.folder)
+    grid = LinkGrid(server.host, run.id, sites, inbox, federation.absence)
+    try:
+        resume(server.store, run, Watch(listeners, stop, key=server.files.home / RECEIPT_KEY), grid=grid)
+    finally:
+        if server.store.get(run.id).status in OVER:
+            inbox.clear()
+
+
+def serve(server: Server, listeners: Sequence[Listener]) -> None:
+    """Drives queued runs until SIGTERM or Ctrl-C: a round under way is given up, and run again at the next start."""
+    driver = Driver(server.queue, lambda run, stop: drive(server, run, stop, listeners))
+    watchdog = Watchdog()
+    watchdog.start()
+    server.host.begin(_beat(watchdog))
+    signal.signal(signal.SIGTERM, _interrupt)
+    notify("READY=1")
+    try:
+        driver.run()
+    finally:
+        notify("STOPPING=1")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+async def _beat(watchdog: Watchdog) -> None:
+    import asyncio
+
+    while True:
+        watchdog.alive()
+        await asyncio.sleep(1.0)
