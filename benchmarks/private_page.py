@@ -38,8 +38,7 @@ only* trains no adapter; *majority* always says the most frequent label.
 
 def write_page(rows: Sequence[Row], path: Path, seeds: int) -> None:
     """Writes the page to `path`, and the figure beside it. Rows without all of their seeds say so."""
-    machines = sorted({run["machine"] for row in rows for run in row["runs"]})
-    parts = [INTRO.format(seeds=seeds, machine=f"Made on: {'; '.join(machines)}.")]
+    parts = [INTRO.format(seeds=seeds, machine=made_on(rows))]
     by_epsilon = [row for row in rows if row["init"] == "weights"]
     parts += [
         "## Accuracy against ε\n",
@@ -50,6 +49,15 @@ def write_page(rows: Sequence[Row], path: Path, seeds: int) -> None:
     parts += starts_table([row for row in rows if row["method"] == "fed_sb" and row["epsilon"] == 3.0])
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
     draw(by_epsilon, path.with_suffix(".svg"))
+
+
+def made_on(rows: Sequence[Row]) -> str:
+    """Which cells were made on which machine."""
+    columns: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for run in row["runs"]:
+            columns.setdefault(run["machine"], {})[label(row["epsilon"])] = None
+    return "Made on: " + "; ".join(f"{machine} ({', '.join(cells)})" for machine, cells in columns.items()) + "."
 
 
 def accuracy(row: Row) -> Summary | None:

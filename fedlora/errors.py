@@ -12,7 +12,8 @@ FedloraError                 anything below; catch this one
 ├── IdentityError            a certificate, key or token is missing, wrong, expired or revoked
 ├── LinkError                server and client cannot reach or understand each other
 ├── PolicyError              a site policy has mistakes (all of them are listed)
-└── RunError                 a run cannot go on (too few clients reported, a diverged model, ...)
+└── RunError                 a run cannot go on (a diverged model, ...)
+    └── QuorumError          too few clients reported in a round
 """
 
 from enum import IntEnum
@@ -102,6 +103,10 @@ class RunError(FedloraError):
     """A run cannot go on."""
 
     exit_code = ExitCode.RUN_FAILED
+
+
+class QuorumError(RunError):
+    """Too few clients reported in a round; another try may do better."""
 
 
 class IdentityError(FedloraError):

@@ -1,23 +1,18 @@
 """Settings that are right one by one and contradict each other. One rule, one function; `RULES` lists them."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from operator import attrgetter
 
+from fedlora.config.contradiction import Contradiction, Rule
 from fedlora.config.schema import RunConfig
+from fedlora.config.site_rules import (
+    over_selection_of_sites,
+    sites_are_clients,
+    sites_are_not_exposed,
+    sites_keep_what_is_theirs,
+)
 from fedlora.config.strategy import make_strategy
 from fedlora.privacy.promises import refused
-
-
-@dataclass(frozen=True)
-class Contradiction:
-    """What is wrong, and the keys it is about (dotted)."""
-
-    keys: tuple[str, ...]
-    text: str
-
-
-Rule = Callable[[RunConfig], Iterator[Contradiction]]
 
 
 def contradictions(config: RunConfig) -> list[Contradiction]:
@@ -44,42 +39,6 @@ def reports_within_cohort(config: RunConfig) -> Iterator[Contradiction]:
             ("federation.min_reports", "federation.cohort"),
             f"federation.min_reports = {federation.min_reports} can never be reached: only"
             f" {federation.cohort} clients are asked in a round (federation.cohort)",
-        )
-
-
-def sites_are_clients(config: RunConfig) -> Iterator[Contradiction]:
-    """A site's client number is its place among the names, so each name is there once and there is no other client."""
-    federation = config.federation
-    repeated = sorted({name for name in federation.sites if federation.sites.count(name) > 1})
-    if repeated:
-        yield Contradiction(
-            ("federation.sites",),
-            f"federation.sites names {', '.join(repeated)} more than once: each site is one client, name it once",
-        )
-    if federation.sites and len(federation.sites) != federation.clients:
-        yield Contradiction(
-            ("federation.sites", "federation.clients"),
-            f"federation.sites names {len(federation.sites)} sites, and federation.clients = {federation.clients}: each"
-            f" site is one client, set 'federation.clients={len(federation.sites)}'",
-        )
-
-
-def sites_keep_what_is_theirs(config: RunConfig) -> Iterator[Contradiction]:
-    """Ledgers and ceilings are their owners', and nobody but a simulation has all clients' rows."""
-    if not config.federation.sites:
-        return
-    for key in ("privacy.ledgers", "privacy.ceiling"):
-        if attrgetter(key)(config) is not None:
-            yield Contradiction(
-                (key, "federation.sites"),
-                f"{key} is for simulated clients, and federation.sites are no such: their owners keep their ledgers and"
-                " set their ceilings; drop it",
-            )
-    if make_strategy(config.strategy).reads_private_data:
-        yield Contradiction(
-            ("strategy.init", "federation.sites"),
-            "this strategy.init starts from all clients' rows, which a simulation alone has; choose"
-            " strategy.init=weights or random",
         )
 
 
@@ -270,6 +229,8 @@ RULES: tuple[Rule, ...] = (
     reports_within_cohort,
     sites_are_clients,
     sites_keep_what_is_theirs,
+    sites_are_not_exposed,
+    over_selection_of_sites,
     dependent_keys,
     architecture_is_named,
     label_for_skew,

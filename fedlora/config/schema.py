@@ -170,6 +170,22 @@ class FederationConfig(Section):
         description="bound on ‖s·(B_k·A_k − B·A)‖ over all modules, beyond which an update is rejected",
     )
     timeout: float | None = Field(None, gt=0, description="seconds a round may take; null: no limit")
+    below_quorum: Literal["fail", "retry"] = Field(
+        "fail", description="what a round with fewer reports than it needs does: fail the run, or ask its cohort again"
+    )
+    retries: int = Field(5, ge=1, description="below_quorum=retry: times that one round is tried again")
+    retry_wait: float = Field(30.0, ge=0, description="below_quorum=retry: seconds before it is")
+    over_selection: float = Field(
+        1.0,
+        ge=1,
+        description="sites: times the cohort that is asked; the round ends when as many as the cohort have reported."
+        " Not under DP: who is not counted has spent his ε for nothing",
+    )
+    release_few: bool = Field(
+        False,
+        description="sites, without DP: release a round with fewer than three reports too; of two sites each can"
+        " subtract its own update and has the other's",
+    )
     absence: float = Field(
         120.0, ge=0, description="sites: seconds that one may be away before it is lost to the round that asked it"
     )

@@ -16,7 +16,7 @@ from fedlora.link.host import LinkHost
 from fedlora.link.inbox import Inbox
 from fedlora.link.v1.link_pb2 import Content
 from fedlora.link.works import Ended, Ending, Payload, Work
-from fedlora.server.admission import LOST_CODE, UNREADABLE_CODE
+from fedlora.server.admission import LATE_CODE, LOST_CODE, UNREADABLE_CODE
 from fedlora.wire import WireError, read_manifest, write_declined
 
 CLIENT_FAILED = 2
@@ -31,7 +31,8 @@ class LinkGrid(Grid):
     """A `flwr.serverapp.Grid` over a running link.
 
     sites: the run's, in the order of their numbers; site i is node i + 2. inbox: where answers are kept until
-    `committed` is called. absence: seconds that a client may be away before it is lost to a round.
+    `committed` is called. absence: seconds that a client may be away before it is lost to a round. enough: answers
+    after which a round waits for no more; None: for all.
     """
 
     host: LinkHost
@@ -39,6 +40,7 @@ class LinkGrid(Grid):
     sites: Sequence[str]
     inbox: Inbox
     absence: float
+    enough: int | None = None
     keeps_ledgers: bool = True
     _run: Run = field(default_factory=lambda: empty_run(1))
     _asked: dict[str, tuple[Message, Work]] = field(default_factory=dict)
@@ -88,7 +90,7 @@ class LinkGrid(Grid):
         """
         asked = self._open(messages, timeout)
         works = [work for _, work in asked]
-        waiting = self.host.begin(self.host.hub.wait(works, self.absence))
+        waiting = self.host.begin(self.host.hub.wait(works, self.absence, self.enough))
 
         def collect() -> Iterable[Message]:
             try:
@@ -208,6 +210,10 @@ def _lost(message: Message, end: Ended) -> Message:
     return _error(message, LOST_CODE, end.reason)
 
 
+def _late(message: Message, end: Ended) -> Message:
+    return _error(message, LATE_CODE, end.reason)
+
+
 def _error(message: Message, code: int, reason: str) -> Message:
     return Message(Error(code=code, reason=reason), reply_to=message)
 
@@ -217,4 +223,5 @@ REPLIES = {
     Ending.DECLINED: _declined,
     Ending.FAILED: _failed,
     Ending.LOST: _lost,
+    Ending.LATE: _late,
 }

@@ -105,11 +105,15 @@ class Hub:
             if connection is not None and not work.ended.done():
                 connection.offer(work)
 
-    async def wait(self, works: Sequence[Work], absence: float) -> Sequence[Ended]:
+    async def wait(self, works: Sequence[Work], absence: float, enough: int | None = None) -> Sequence[Ended]:
         """The ends of `works`, in their order; each is open until it is answered, its deadline, or its client is gone.
 
-        absence: seconds that a client may be away.
+        absence: seconds that a client may be away. enough: answers after which no more are waited for.
         """
+        if enough is not None and enough < len(works):
+            for work in works:
+                work.ended.add_done_callback(lambda _: _end_if_enough(works, enough))
+            _end_if_enough(works, enough)
         watch = asyncio.create_task(self._watch(works, absence))
         try:
             return await asyncio.gather(*(work.ended for work in works))
@@ -142,7 +146,8 @@ class Hub:
         for work in works:
             self.works.pop(work.id, None)
             there = self._presence(work.site).connection
-            if there is not None and (not work.ended.done() or work.ended.result().how is Ending.LOST):
+            unwanted = (Ending.LOST, Ending.LATE)
+            if there is not None and (not work.ended.done() or work.ended.result().how in unwanted):
                 there.say(FromServer(closed=Closed(work=work.id, reason=reason)))
 
     def of(self, site: str, work: str) -> Work | None:
@@ -172,3 +177,10 @@ class Hub:
             except TimeoutError:
                 return holds()
         return True
+
+
+def _end_if_enough(works: Sequence[Work], enough: int) -> None:
+    answered = sum(work.ended.done() and work.ended.result().how is Ending.ANSWERED for work in works)
+    if answered >= enough:
+        for work in works:
+            work.end(Ending.LATE, reason="the round had what it needed (federation.over_selection) before this answer")

@@ -32,6 +32,7 @@ class Ending(StrEnum):
     ANSWERED = "answered"  # its answer is in `file`
     DECLINED = "declined"
     FAILED = "failed"
+    LATE = "late"  # others had given the round what it needed
     LOST = "lost"  # nothing came in time, or the client was away for too long
 
 

@@ -13,8 +13,9 @@ from fedlora.config.schema import FederationConfig
 from fedlora.server.records import Outcome, RosterRow
 from fedlora.wire import Answer, WireError, declined_reason, payload_bytes, read_answer
 
-LOST_CODE, UNREADABLE_CODE = 5, 102
-"""Error codes with which an engine says that a client is gone (Flower's own), or that its answer cannot be read."""
+LOST_CODE, UNREADABLE_CODE, LATE_CODE = 5, 102, 103
+"""Error codes with which an engine says that a client is gone (Flower's own), that its answer cannot be read, or that
+the round needed no more when it had none yet."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def admit(reply: Message, client: int, expected: Expected) -> Verdict:
     return Verdict(row if expected.private else replace(row, samples=answer.samples, seconds=seconds), answer)
 
 
-_LINKS_OWN = {LOST_CODE: Outcome.LOST, UNREADABLE_CODE: Outcome.REJECTED}
+_LINKS_OWN = {LOST_CODE: Outcome.LOST, UNREADABLE_CODE: Outcome.REJECTED, LATE_CODE: Outcome.LATE}
 
 
 def _without_answer(reply: Message) -> tuple[Outcome, str]:

@@ -242,7 +242,7 @@ def drive(server: Server, run: RunInfo, stop: Stop, listeners: Sequence[Listener
     if not sites:
         raise RunError(f"run {run.id} names no sites: submit it through `fedlora run start`")
     inbox = Inbox(run.folder)
-    grid = LinkGrid(server.host, run.id, sites, inbox, federation.absence)
+    grid = LinkGrid(server.host, run.id, sites, inbox, federation.absence, enough=federation.cohort)
     try:
         resume(server.store, run, Watch(listeners, stop, key=server.files.home / RECEIPT_KEY), grid=grid)
     finally:

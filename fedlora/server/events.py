@@ -93,6 +93,17 @@ class ClientRefused(_Base):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundRetried(_Base):
+    """Too few reported: the cohort is asked again in `wait` seconds. attempt: the number of the try that failed."""
+
+    event: Literal["round_retried"] = "round_retried"
+    round: int
+    attempt: int
+    wait: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundCommitted(_Base):
     """A round's checkpoint is on disk and its row in the database. Round 0 is the state before training.
 
@@ -175,6 +186,7 @@ Event = (
     | RoundStarted
     | ClientReported
     | ClientRefused
+    | RoundRetried
     | RoundCommitted
     | RunFinished
     | RunStopped

@@ -11,7 +11,8 @@ from flwr.serverapp.strategy import Strategy as FlowerBase
 
 from fedlora.adapters.manifest import Role, tensors_digest
 from fedlora.config.schema import RunConfig
-from fedlora.errors import RunError
+from fedlora.config.site_rules import FEW
+from fedlora.errors import QuorumError, RunError
 from fedlora.privacy.central import BOUND, CentralMechanism, central_source, mechanism_for, release_round
 from fedlora.server.admission import Expected, Verdict, admit, refused
 from fedlora.server.aggregation_error import AggregationError, MeasuredError
@@ -197,12 +198,12 @@ class FlowerStrategy(FlowerBase):
         )
 
     def _require(self, answers: list[Answer], roster: list[RosterRow]) -> None:
-        least = self.config.federation.min_reports
+        least, why = needed(self.config)
         if len(answers) < least:
             reasons = "; ".join(f"client {row.client}: {row.reason}" for row in roster if row.reason)
-            raise RunError(
+            raise QuorumError(
                 f"round {self.record.round}: {len(answers)} of {len(roster)} updates were admitted, fewer than"
-                f" federation.min_reports={least} ({reasons})"
+                f" {why}={least} ({reasons})"
             )
 
     def _fold(self, answers: list[Answer]) -> dict[str, float]:
@@ -239,6 +240,15 @@ class FlowerStrategy(FlowerBase):
         """Nothing to aggregate; see `configure_evaluate`."""
         del server_round, replies
         return None
+
+
+def needed(config: RunConfig) -> tuple[int, str]:
+    """How many updates a round needs to be released, and the setting that says so."""
+    federation = config.federation
+    exposed = bool(federation.sites) and config.privacy.name == "none" and not federation.release_few
+    if exposed and federation.min_reports < FEW:
+        return FEW, "what hides a single site (federation.release_few)"
+    return federation.min_reports, "federation.min_reports"
 
 
 def deadline_of(config: RunConfig) -> float | None:

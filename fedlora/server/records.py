@@ -45,6 +45,7 @@ class Outcome(StrEnum):
     DECLINED = "declined"  # the client said no
     FAILED = "failed"  # the client raised an error
     LOST = "lost"  # no answer before the round's deadline
+    LATE = "late"  # others had given the round what it needed
 
 
 @dataclass(frozen=True)

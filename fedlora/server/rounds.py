@@ -16,8 +16,9 @@ from flwr.serverapp import Grid
 
 from fedlora.adapters.manifest import Tensors
 from fedlora.config.schema import RunConfig
+from fedlora.errors import QuorumError
 from fedlora.server.checkpoint import Checkpoint
-from fedlora.server.events import ClientRefused, ClientReported, Event, RoundCommitted, RoundStarted
+from fedlora.server.events import ClientRefused, ClientReported, Event, RoundCommitted, RoundRetried, RoundStarted
 from fedlora.server.flower_strategy import FlowerStrategy
 from fedlora.server.records import Outcome, RoundRecord
 from fedlora.strategies.base import State
@@ -76,6 +77,27 @@ class RoundLoop:
         return max(done, rounds)
 
     def _round(self, number: int) -> None:
+        """Tries the round until enough report, as often as `federation.below_quorum` says."""
+        federation = self.config.federation
+        attempts = 1 + (federation.retries if federation.below_quorum == "retry" else 0)
+        for attempt in range(1, attempts):
+            try:
+                return self._try(number)
+            except QuorumError as error:
+                wait = federation.retry_wait
+                self.links.emit(
+                    RoundRetried(run=self.strategy.run, round=number, attempt=attempt, wait=wait, reason=str(error))
+                )
+                self._pause(wait)
+        return self._try(number)
+
+    def _pause(self, seconds: float) -> None:
+        """Waits, but not on after a request to stop."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.links.stop():
+            time.sleep(min(0.5, left))
+
+    def _try(self, number: int) -> None:
         federation = self.config.federation
         arrays = to_record(self.strategy.state.shared)
         messages = self.strategy.configure_train(number, arrays, ConfigRecord(), self.links.grid)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fedlora.config.rules import contradictions
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError
 
@@ -11,7 +12,8 @@ def for_sites(config: RunConfig, known: Sequence[str]) -> RunConfig:
 
     A cohort that is larger than the number of sites (the default may be) is all of them.
 
-    known: the clients that may connect. Raises ConfigError if there are none, or a named one is unknown.
+    known: the clients that may connect. Raises ConfigError if there are none, a named one is unknown, or the whole does
+    not fit together.
     """
     sites = config.federation.sites or tuple(sorted(known))
     problems = [
@@ -24,4 +26,8 @@ def for_sites(config: RunConfig, known: Sequence[str]) -> RunConfig:
     if problems:
         raise ConfigError(problems)
     federation = {"sites": sites, "clients": len(sites), "cohort": min(config.federation.cohort, len(sites))}
-    return config.model_copy(update={"federation": config.federation.model_copy(update=federation)})
+    found = config.model_copy(update={"federation": config.federation.model_copy(update=federation)})
+    contradictory = [each.text for each in contradictions(found)]
+    if contradictory:
+        raise ConfigError(contradictory)
+    return found

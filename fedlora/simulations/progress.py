@@ -12,6 +12,7 @@ from fedlora.server.events import (
     ClientReported,
     Event,
     RoundCommitted,
+    RoundRetried,
     RoundStarted,
     RunFailed,
     RunResumed,
@@ -45,6 +46,7 @@ class LiveProgress:
             RoundStarted: self._round_started,
             ClientReported: self._client_done,
             ClientRefused: self._client_refused,
+            RoundRetried: self._retried,
             RoundCommitted: self._committed,
             RunStopped: self._stopped,
             RunFailed: self._stopped,
@@ -99,6 +101,10 @@ class LiveProgress:
         )
         self.console.print(COLUMNS.format(*cells), highlight=False)
         self._bar.reset(self._task, total=None, description="next round")
+
+    def _retried(self, event: RoundRetried) -> None:
+        said = f"  round {event.round} is tried again in {event.wait:g} s: {event.reason}"
+        self.console.print(said, style="yellow", markup=False)
 
     def _stopped(self, event: RunStopped | RunFailed) -> None:
         del event

@@ -1,9 +1,10 @@
 """The database without what was erased of its runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 
+from fedlora.server.records import RoundRecord
 from fedlora.server.scrub import Erasures
 from fedlora.server.store import rows, tables
 from fedlora.server.store.database import Database
@@ -17,36 +18,41 @@ def blank(database: Database, found: Mapping[str, Erasures]) -> None:
     """
     changed = False
     for run, erased in found.items():
-        with database.writes() as connection:
-            changed |= _blank_rounds(connection, run, erased) | _blank_reason(connection, run, erased)
+        for record in _rounds(database, run):
+            clean = erased.record(record)
+            if clean is not record:
+                changed = True
+                _write(database, run, record, clean)
+        changed |= _blank_reason(database, run, erased)
     if changed or not all(erased.complete for erased in found.values()):
         database.purge()
 
 
-def _blank_rounds(connection: sa.Connection, run: str, erased: Erasures) -> bool:
-    rounds, roster = tables.rounds, tables.roster
-    each_round = connection.execute(sa.select(rounds).filter_by(run=run))
-    each_client = connection.execute(sa.select(roster).filter_by(run=run))
-    changed = False
-    for record in rows.rounds_in(each_round.mappings(), each_client.mappings()):
-        clean = erased.record(record)
-        if clean is record:
-            continue
-        changed = True
-        metrics = rows.figures_out(clean.metrics)
-        connection.execute(sa.update(rounds).filter_by(run=run, round=record.round).values(metrics=metrics))
-        for row, old in zip(rows.roster_out(run, clean), record.roster, strict=True):
-            if erased.mark(old.client, record.round) is not None:
-                place = {"run": run, "round": record.round, "client": old.client}
-                connection.execute(sa.update(roster).filter_by(**place).values(**row))
-    return changed
+def _rounds(database: Database, run: str) -> Sequence[RoundRecord]:
+    with database.reads() as connection:
+        each_round = connection.execute(sa.select(tables.rounds).filter_by(run=run))
+        each_client = connection.execute(sa.select(tables.roster).filter_by(run=run))
+        return rows.rounds_in(each_round.mappings(), each_client.mappings())
 
 
-def _blank_reason(connection: sa.Connection, run: str, erased: Erasures) -> bool:
+def _write(database: Database, run: str, old: RoundRecord, new: RoundRecord) -> None:
+    """One round in a transaction of its own: a run that commits meanwhile does not wait for long."""
+    place = {"run": run, "round": new.round}
+    with database.writes() as connection:
+        if new.metrics != old.metrics:
+            figures = rows.figures_out(new.metrics)
+            connection.execute(sa.update(tables.rounds).filter_by(**place).values(metrics=figures))
+        for row, before, values in zip(new.roster, old.roster, rows.roster_out(run, new), strict=True):
+            if row is not before:
+                connection.execute(sa.update(tables.roster).filter_by(**place, client=row.client).values(**values))
+
+
+def _blank_reason(database: Database, run: str, erased: Erasures) -> bool:
     """Of the run's end: it may hold what clients said."""
-    runs = tables.runs
-    reason = connection.execute(sa.select(runs.c.reason).filter_by(id=run)).scalar_one_or_none()
-    if reason is None or (clean := erased.text(reason)) == reason:
-        return False
-    connection.execute(sa.update(runs).filter_by(id=run).values(reason=clean))
-    return True
+    column = tables.runs.c.reason
+    with database.writes() as connection:
+        reason = connection.execute(sa.select(column).where(tables.runs.c.id == run)).scalar_one_or_none() or ""
+        clean = erased.text(reason)
+        if clean != reason:
+            connection.execute(sa.update(tables.runs).filter_by(id=run).values(reason=clean))
+    return clean != reason

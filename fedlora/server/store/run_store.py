@@ -204,10 +204,7 @@ class RunStore:
             return self._change(connection, run.id, status=str(status), **changes)
 
     def blank_roster(self, found: Mapping[str, Erasures]) -> None:
-        """Blanks the roster of runs, by id, where something is erased of them; SQLite's files have no trace of it left.
-
-        Raises StoreError as all methods do; it can be repeated.
-        """
+        """Blanks the roster of runs, by id, where it is erased; of that SQLite's files have no trace left."""
         blanking.blank(self._database, found)
 
     def lock(self, run: RunInfo) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ SIGNS = {
     Outcome.DECLINED: "–",
     Outcome.FAILED: "!",
     Outcome.LOST: "?",
+    Outcome.LATE: "…",
 }
 MEANINGS = {
     Outcome.REPORTED: "its update was admitted and counted",
@@ -21,6 +22,7 @@ MEANINGS = {
     Outcome.DECLINED: "the client said no",
     Outcome.FAILED: "the client raised an error",
     Outcome.LOST: "no answer before the deadline",
+    Outcome.LATE: "others had given the round what it needed",
 }
 
 
