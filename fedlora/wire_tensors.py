@@ -68,7 +68,7 @@ def read_tensors(record: ArrayRecord, specs: Mapping[str, TensorSpec]) -> dict[s
     if missing:
         raise WireError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if unexpected:
-        raise WireError(f"tensor {unexpected[0]!r} is not expected ({len(unexpected)} in all)")
+        raise WireError(f"tensor {unexpected[0][:100]!r} is not expected ({len(unexpected)} in all)")
     return {name: _decode(name, record[name], spec) for name, spec in specs.items()}
 
 
@@ -79,8 +79,7 @@ def _decode(name: str, array: Array, spec: TensorSpec) -> NDArray[Any]:
     begin = _checked_header(name, data, spec)
     if array.stype != _ENCODING or (array.dtype, tuple(array.shape)) != (spec.dtype, spec.shape):
         raise WireError(
-            f"tensor {name!r} says that it is {array.shape} {array.dtype} as {array.stype!r}, and is {spec.shape}"
-            f" {spec.dtype} as {_ENCODING!r}"
+            f"tensor {name!r} cannot be decoded: its record and its bytes disagree on shape, dtype or encoding"
         )
     # A copy: what NumPy reads itself is aligned and can be written to as well.
     return np.frombuffer(data, spec.dtype, math.prod(spec.shape), begin).reshape(spec.shape).copy()

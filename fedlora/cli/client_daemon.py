@@ -1,17 +1,22 @@
 """`fedlora client join`, `run`, `rotate` and `leave`: what needs the server."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from fedlora.cli.client import DEFAULT_HOME, Home, client_app
 from fedlora.cli.output import emit_json, stdout
 from fedlora.cli.server_daemon import quiet_libraries
-from fedlora.errors import IdentityError
+from fedlora.errors import ExitCode, IdentityError
 
 if TYPE_CHECKING:
+    from fedlora.client.dry_run import Shown
     from fedlora.client.home import SiteHome
     from fedlora.link.v1.link_pb2 import ErasedRun
 
@@ -21,8 +26,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 def register(app: typer.Typer) -> None:
     """Adds the commands to `fedlora client`."""
     del app
-    for command in (join, run, rotate, leave):
-        client_app.command(command.__name__)(command)
+    for command in (join, run, dry_run, rotate, leave):
+        client_app.command(command.__name__.replace("_", "-"))(command)
 
 
 def join(
@@ -81,6 +86,39 @@ def run(
         handler.close()
 
 
+def dry_run(
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE of the experiment, as in a run.")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> int:
+    """Train one round on this site's data and show exactly what would be sent. Nothing is sent, nothing is spent."""
+    from fedlora.client.dry_run import dry_run as shown_by
+    from fedlora.client.home import SiteHome
+    from fedlora.config.compose import compose
+
+    shown = shown_by(SiteHome.open(home), compose(overrides or []))
+    if as_json:
+        emit_json(asdict(shown))
+    else:
+        _print_dry_run(shown, stdout())
+    return ExitCode.PROBLEMS_FOUND if shown.refusals else ExitCode.OK
+
+
+def _print_dry_run(shown: "Shown", console: Console) -> None:
+    for refusal in shown.refusals:
+        console.print(Text(f"would be declined: {refusal}", style="yellow"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("tensor", "shape", "type", "bytes"):
+        table.add_column(column)
+    for tensor in shown.tensors:
+        table.add_row(tensor.name, " × ".join(map(str, tensor.shape)), tensor.dtype, f"{tensor.bytes:,}")
+    console.print(table)
+    for name, value in {**shown.metrics, **shown.facts}.items():
+        console.print(Text(f"{name:<24} {value}"))
+    spent = "" if shown.epsilon is None else f", ε = {shown.epsilon:.3g} for the whole run"
+    console.print(Text(f"{shown.size:,} bytes in all, SHA-256 {shown.sha256[:16]}…{spent}; nothing was sent or spent"))
+
+
 def rotate(home: Home = DEFAULT_HOME) -> None:
     """Get a new key and certificate. A running daemon uses them from its next connection on."""
     from fedlora.client.home import SiteHome
@@ -109,6 +147,8 @@ def leave(
         return
     stdout().print("left the server" + (", which has deleted what it stored of this site" if erase else ""))
     for found in reply.runs:
+        if not found.rounds:
+            continue
         stdout().print(
             f"run {found.run}: the models of its rounds from {min(found.rounds)} on were trained with this site;"
             f" `fedlora run restart {found.run} --without NAME` begins again after round {found.restart_after}",

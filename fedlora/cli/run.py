@@ -17,6 +17,7 @@ from rich.text import Text
 from fedlora.cli.output import emit_json, stderr, stdout
 from fedlora.cli.runs import accuracy_of, age_text, plain
 from fedlora.errors import ExitCode
+from fedlora.server.participation import participation, warning
 from fedlora.server.records import Outcome, RoundRecord, RunInfo
 from fedlora.words import bytes_text, number
 
@@ -118,6 +119,20 @@ def resume(
     with _opened(server, home) as client:
         found = client.resume(client.find(run), rounds)
     _tell(found, f"run {found['id']} is {found['status']}: it goes on after round {found['rounds_done']}", as_json)
+
+
+@run_app.command("restart")
+def restart(
+    run: Run,
+    without: Annotated[list[str], typer.Option(metavar="CLIENT", help="A site to leave out; may be repeated.")],
+    server: Server = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Train again without a site: a new run, from the last checkpoint that holds nothing of it."""
+    with _opened(server, home) as client:
+        found = client.restart(client.find(run), without)
+    _tell(found, f"run {found['id']} is {found['status']}: the other sites, {found['rounds']} rounds", as_json)
 
 
 @run_app.command("download")
@@ -222,7 +237,9 @@ def _print_run(shown: Mapping[str, Any], console: Console, *, rounds: bool = Tru
     from fedlora.server.operator.client import history_of
 
     history = history_of(shown)
-    run = history.run
+    run, absent = history.run, warning(history)
+    if absent:
+        console.print(Text(absent, style="yellow"))
     reason = f": {run.reason}" if run.reason else ""
     console.print(Text.assemble((run.id, "bold"), "  ", plain(run.name), "  ", _status(shown["run"]), plain(reason)))
     console.print(f"  rounds     {run.rounds_done} of {run.rounds} committed")
@@ -232,6 +249,10 @@ def _print_run(shown: Mapping[str, Any], console: Console, *, rounds: bool = Tru
         console.print(plain(f"  {name:<10} {number(value)}"))
     if rounds and history.rounds:
         console.print(_rounds_table(history.rounds))
+    shares = participation(history)
+    if shares:
+        told = ", ".join(f"{share.site} {share.counted} of {share.asked}" for share in shares)
+        console.print(plain(f"  sites      counted in {told} rounds"), soft_wrap=True)
     _print_refused(history.rounds, console)
 
 

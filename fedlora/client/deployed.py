@@ -9,6 +9,7 @@ from fedlora.client.home import SiteHome
 from fedlora.client.policy import DataRule, ModelRule, Policy
 from fedlora.client.policy_file import load_policy
 from fedlora.client.site_data import LocalData, LocalModel, SiteWorker, SiteWorkers
+from fedlora.config.schema import RunConfig
 from fedlora.errors import DataError, ModelError, PrivacyError
 from fedlora.privacy.journal import Journal
 from fedlora.privacy.ledger import Schedule
@@ -39,22 +40,27 @@ class DeployedSite:
 
     def worker(self, work: Work) -> SiteWorker:
         """The resident worker for the run's model and data. Raises DataError or ModelError if the policy names none."""
-        policy, config = self.policy, work.config
-        rule, base = policy.data.get(config.data.name), policy.models.get(config.model.name)
+        data, model = self.files(work.config)
+        return self._workers.get(limited(work, self.policy.limits.threads), data, model)
+
+    def files(self, config: RunConfig) -> tuple[LocalData, LocalModel]:
+        """Where the run's data and base model are here. Raises DataError or ModelError if the policy names none."""
+        rule, base = self.policy.data.get(config.data.name), self.policy.models.get(config.model.name)
         if rule is None:
             raise DataError(f"the policy has no data set {config.data.name!r}")
         if base is None:
             raise ModelError(f"the policy has no model {config.model.name!r}")
-        data, model = local_data(rule, config.data.name, self.home), local_model(base, config.model.name, self.home)
-        return self._workers.get(limited(work, policy.limits.threads), data, model)
+        return local_data(rule, config.data.name, self.home), local_model(base, config.model.name, self.home)
 
     def ledger(self, work: Work, schedule: Schedule) -> Path:
         """The ledger of the data set's budget group. Raises PrivacyError if its owner has not opened it."""
         del schedule
-        rule = self.policy.data.get(work.config.data.name)
+        policy = self.policy
+        rule = policy.data.get(work.config.data.name)
         if rule is None:
             raise PrivacyError(f"the policy has no data set {work.config.data.name!r}")
-        folder = self.home.ledger(rule.budget)
+        shared = policy.privacy.ledgers
+        folder = (self.home.ledgers if shared is None else self.home.folder / shared) / rule.budget
         if not Journal.exists(folder):
             raise PrivacyError(
                 f"there is no ledger in {folder}: its owner opens it, once, with `fedlora ledger create {folder} --data"

@@ -171,6 +171,11 @@ class PrivacyRule(Section):
         description="what one unit is at this site: `record`, or the column that says whose a row is. Local DP with"
         " another unit is declined: what is spent of rows and of people cannot be added up",
     )
+    ledgers: Name | None = Field(
+        None,
+        description="the folder with the ledgers, relative to this file's folder or absolute; null: `ledgers` in the"
+        " home. Homes of one owner (one for each server) that may hold the same people must name the same folder",
+    )
     receipt_key: Digest | None = Field(
         None,
         description="the server's public key for receipts (Ed25519, 64 hexadecimal digits), if the owner pins it; null:"

@@ -203,6 +203,15 @@ def own_rows(config: RunConfig, data: LocalData, needed: Sequence[str], labels: 
     return whole
 
 
+def own_labels(config: RunConfig, data: LocalData) -> tuple[str, ...] | None:
+    """The names of the labels in the site's files, sorted; None where there are none. config: with the site's files."""
+    found: set[str] = set()
+    for name, rows in _sources(config, data).items():
+        _, own = encode_labels({"train": map_columns(rows, config.data, name)})
+        found.update(data.labels.get(label, label) for label in own or ())
+    return tuple(sorted(found)) or None
+
+
 def _sources(config: RunConfig, data: LocalData) -> Mapping[str, Dataset]:
     if data.path is None:
         return {"train": read_rows(config.data)["train"]}

@@ -1,12 +1,16 @@
 """Flower records as `fedlora.v1` content and back, and the id of a work. Nothing read here is trusted."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice, repeat
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from fedlora.link import limits
 from fedlora.link.v1.link_pb2 import Arrays, Content, Tensor, Value, Values
 from fedlora.wire import WireError
 
@@ -66,11 +70,61 @@ _FIELDS: Mapping[type, str] = {bool: "flag", int: "integer", float: "real", str:
 
 
 def parse(data: bytes) -> Content:
-    """The content in `data`. Raises WireError if these are not the bytes of one."""
+    """The content in `data`.
+
+    Raises WireError if these are not the bytes of one, or have more fields than `limits.FIELDS`.
+    """
     try:
+        fields = _fields(memoryview(data), Content.DESCRIPTOR)
+        if next(islice(fields, limits.FIELDS, None), False):
+            raise WireError(f"these {len(data)} bytes have more than {limits.FIELDS} fields: no content needs as many")
         return Content.FromString(data)
     except DecodeError as error:
         raise WireError(f"these {len(data)} bytes are no content of fedlora.v1: {error}") from error
+
+
+def _fields(data: memoryview, kind: Any) -> Iterator[bool]:
+    """True for each field of a serialised message, and of those inside it; each number of a packed field counts.
+
+    They are counted before they are parsed: two bytes that say "an empty tensor" become a hundred in memory.
+    """
+    at = 0
+    while at < len(data):
+        yield True
+        tag, at = _varint(data, at)
+        wire = tag & 7
+        if wire == _LENGTH:
+            size, at = _varint(data, at)
+            yield from _inside(data[at : at + size], kind.fields_by_number.get(tag >> 3))
+            at += size
+        elif wire == 0:
+            at = _varint(data, at)[1]
+        elif wire in _FIXED:
+            at += _FIXED[wire]
+        else:
+            raise DecodeError(f"a field of type {wire} is not expected")
+    if at > len(data):
+        raise DecodeError("they end within a field")
+
+
+def _inside(data: memoryview, field: Any) -> Iterable[bool]:
+    if field is None or field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
+        return ()
+    return repeat(True, len(data)) if field.message_type is None else _fields(data, field.message_type)
+
+
+_LENGTH, _FIXED = 2, {1: 8, 5: 4}
+"""Protobuf's types of fields that say their length, and those that need not, with it."""
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """The number that begins at `at`, and where it ends."""
+    number = 0
+    for place, byte in enumerate(data[at : at + 10]):
+        number |= (byte & 127) << (7 * place)
+        if byte < 128:
+            return number, at + place + 1
+    raise DecodeError("a number does not end")
 
 
 def records(*parts: Content) -> RecordDict:
@@ -88,6 +142,7 @@ def records(*parts: Content) -> RecordDict:
 
 def _add(found: RecordDict, parts: Iterable[Any], make: Callable[[Any], Any]) -> None:
     for part in parts:
+        _check_name(part.name)
         if part.name in found:
             raise WireError(f"the record {part.name[:100]!r} is there twice")
         try:
@@ -96,7 +151,14 @@ def _add(found: RecordDict, parts: Iterable[Any], make: Callable[[Any], Any]) ->
             raise WireError(f"the record {part.name[:100]!r} cannot be read: {error}") from error
 
 
+def _check_name(name: str) -> None:
+    if len(name) > limits.NAME:
+        raise WireError(f"a name has {len(name)} characters: {name[:60]!r}…; at most {limits.NAME} are read")
+
+
 def _array_record(part: Arrays) -> ArrayRecord:
+    for tensor in part.tensors:
+        _check_name(tensor.name)
     named = {t.name: Array(t.dtype, tuple(map(int, t.shape)), t.encoding, t.data) for t in part.tensors}
     if len(named) != len(part.tensors):
         raise WireError(f"a tensor of {part.name[:100]!r} is there twice")
@@ -104,16 +166,20 @@ def _array_record(part: Arrays) -> ArrayRecord:
 
 
 def _metric_record(values: Values) -> MetricRecord:
+    """The numbers in `values`. Those that are not finite are left out: a store takes none of them."""
+    if len(values.values) > limits.METRICS:
+        raise WireError(f"{len(values.values)} metrics came; at most {limits.METRICS} are read")
     found = _scalars(values)
     wrong = [name for name, value in found.items() if type(value) not in (int, float)]
     if wrong:
         raise WireError(f"the metric {wrong[0][:100]!r} is not a number")
-    return MetricRecord(found)
+    return MetricRecord({name: value for name, value in found.items() if math.isfinite(value)})
 
 
 def _scalars(values: Values) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for value in values.values:
+        _check_name(value.name)
         kind = value.WhichOneof("value")
         if kind is None or value.name in found:
             problem = "is there twice" if kind else "has no value"

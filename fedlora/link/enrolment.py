@@ -1,16 +1,17 @@
 """The gRPC side of enrolment: `Join` for strangers with a token. Everything else needs a certificate."""
 
 import asyncio
+import ipaddress
 import logging
-import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
 from fedlora.errors import FedloraError, IdentityError
 from fedlora.identity.enrolment import Issued
+from fedlora.link import limits
 from fedlora.link.v1 import link_pb2_grpc
 from fedlora.link.v1.link_pb2 import Certificate, JoinRequest
 
@@ -19,33 +20,9 @@ log = logging.getLogger(__name__)
 LARGEST_REQUEST = 32 * 1024
 FAILURES, WINDOW = 10, 300.0
 """Refused joins that one address may make in that many seconds."""
-_ADDRESSES = 10_000
-"""Addresses that are remembered; beyond them the oldest are forgotten."""
 
 Join = Callable[[str, bytes], Issued]
 """Takes a secret and a signing request (PEM); raises IdentityError if it is refused."""
-
-
-class Failures:
-    """How often each address was refused lately."""
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._of: OrderedDict[str, deque[float]] = OrderedDict()
-
-    def too_many(self, address: str) -> bool:
-        """Whether the address has to wait."""
-        recent = self._of.get(address, deque())
-        while recent and self._now() - recent[0] > WINDOW:
-            recent.popleft()
-        return len(recent) >= FAILURES
-
-    def note(self, address: str) -> None:
-        """One more."""
-        self._of.setdefault(address, deque(maxlen=FAILURES)).append(self._now())
-        self._of.move_to_end(address)
-        while len(self._of) > _ADDRESSES:
-            self._of.popitem(last=False)
 
 
 class EnrolmentService(link_pb2_grpc.EnrolmentServicer):
@@ -54,11 +31,11 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServicer):
     def __init__(self, join: Join, link: str) -> None:
         """link: the address that clients are to connect to, "host:port", or ":port" of the host that they know."""
         self._join, self._link = join, link
-        self._failures = Failures()
+        self._failures = limits.Recent(FAILURES, WINDOW)
 
     async def Join(self, request: JoinRequest, context: Any) -> Certificate:  # noqa: N802 - gRPC's name
         """A first certificate for whoever has a token's secret."""
-        address = str(context.peer()).rsplit(":", 1)[0]
+        address = place(str(context.peer()))
         if self._failures.too_many(address):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many refused tokens: wait five minutes")
         try:
@@ -81,9 +58,33 @@ def as_reply(issued: Issued, link: str = "") -> Certificate:
     return Certificate(name=issued.name, certificate=issued.certificate, authority=issued.authority, link=link)
 
 
+def place(peer: str) -> str:
+    """Where a caller is, for counting: its address, or, as one host has many of those, its network of IPv6."""
+    host = unquote(peer.rsplit(":", 1)[0].partition(":")[2]).strip("[]")
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return str(address)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or ipaddress.ip_network((address.packed, 64), strict=False))
+
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", LARGEST_REQUEST),
+    ("grpc.so_reuseport", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 10_000),
+    ("grpc.max_connection_age_ms", 60_000),
+    ("grpc.max_concurrent_streams", 4),
+)
+"""A stranger's connection is short: it is made, asks once, and ends."""
+
+
 def enrolment_server(service: EnrolmentService, credentials: Any, address: str) -> tuple[Any, int]:
     """A gRPC server for `service` at `address`, not started yet; and its port."""
-    options = (("grpc.max_receive_message_length", LARGEST_REQUEST), ("grpc.so_reuseport", 0))
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=64)
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=64)
     link_pb2_grpc.add_EnrolmentServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     return server, server.add_secure_port(address, credentials)

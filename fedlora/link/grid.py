@@ -191,7 +191,10 @@ def largest_answer(task: RecordDict) -> int:
 
 
 def _answered(message: Message, end: Ended) -> Message:
-    data = (end.file or Path()).read_bytes()
+    try:
+        data = (end.file or Path()).read_bytes()
+    except FileNotFoundError:  # its site had it erased meanwhile
+        return _error(message, LOST_CODE, "the update was erased before it was counted")
     try:
         return Message(content.records(content.parse(data)), reply_to=message)
     except WireError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fedlora.link import limits
 from fedlora.link.v1.link_pb2 import Closed, FromServer, Goodbye, Hello, State
 from fedlora.link.works import Ended, Ending, Work
 
@@ -44,6 +45,11 @@ class Presence:
     data: Sequence[str] = ()
 
 
+def _tidied(state: State) -> State:
+    """What a client says of itself, as it may be shown."""
+    return State(paused=state.paused, reason=limits.shown(state.reason), work=limits.shown(state.work))
+
+
 class Hub:
     """Clients by name, open works by id.
 
@@ -67,8 +73,7 @@ class Hub:
         same daemon coming back takes its own place.
         """
         site = connection.site
-        there = self._presence(site).connection
-        if there is not None:
+        while (there := self._presence(site).connection) is not None:  # another one may come while it is asked
             same = there.hello.instance == connection.hello.instance
             if not same and await there.alive():
                 return (
@@ -76,13 +81,21 @@ class Hub:
                     " under a name of its own"
                 )
             there.end(Goodbye(reason="the same client has connected anew", retry=False))
+            self.leave(there)
         hello = connection.hello
-        names = [found.name for found in hello.data]
-        self.presences[site] = Presence(connection, state=hello.state, version=hello.version, data=names)
+        names = [limits.shown(found.name) for found in hello.data]
+        version = limits.shown(hello.version)
+        self.presences[site] = Presence(connection, state=_tidied(hello.state), version=version, data=names)
         self._changed()
         for work in self._open_for(site):
             connection.offer(work)
         return None
+
+    def note(self, connection: Connection, state: State) -> None:
+        """Keeps what a connected client says of itself."""
+        there = self._presence(connection.site)
+        if there.connection is connection:
+            there.state = _tidied(state)
 
     def leave(self, connection: Connection) -> None:
         """A stream has ended."""

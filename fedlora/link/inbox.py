@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedlora.link import limits
+from fedlora.link.v1.link_pb2 import Chunk
 from fedlora.server.durable import explained, sync_folder
 
 FOLDER = "incoming"
@@ -93,6 +95,11 @@ class Receiving:
         while block := self._file.read(1 << 20):
             self._hash.update(block)
         return self._file.tell()
+
+    def needs(self, chunk: Chunk) -> bool:
+        """Whether this is a chunk as a client cuts them: of full length, or the last one."""
+        whole = len(chunk.data) == limits.CHUNK or chunk.offset + len(chunk.data) == self.announced.size
+        return whole and chunk.work == self.announced.work and chunk.offset == self.offset
 
     def add(self, offset: int, data: bytes) -> None:
         """The next chunk. Raises UploadError if it is not the next, or more than was announced."""

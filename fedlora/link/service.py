@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import time
-from collections import defaultdict, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 import fedlora
 from fedlora.errors import FedloraError, IdentityError, StoreError
@@ -58,32 +58,47 @@ class LinkService(link_pb2_grpc.LinkServicer):
 
     def __init__(self, hub: Hub, doors: Doors) -> None:
         self.hub, self.doors = hub, doors
-        self._refusals: dict[str, deque[float]] = defaultdict(deque)
+        self._refusals = limits.Recent(limits.REFUSALS, limits.REFUSAL_WINDOW)
+        self._requests = limits.Recent(limits.REQUESTS, limits.REQUEST_WINDOW)
+        self._greeting: Counter[str] = Counter()
 
     async def Connect(self, request_iterator: AsyncIterator[FromClient], context: Any) -> None:  # noqa: N802 - gRPC's
         """One client's stream, from its hello to its end."""
+        name, certificate = shown(context)
         try:
-            site = await self._identity(context)
-            hello = await self._greeted(request_iterator)
-        except (IdentityError, ProtocolError) as error:
-            await self._farewell(context, str(error), retry=False)
-            return
-        session = Session(site, hello, self.hub, self.doors.inbox)
-        await self._serve(session, request_iterator, context)
+            await self._admitted(name, certificate)
+            hello = await self._greeted(name, request_iterator)
+        except IdentityError as error:
+            await self._turned_away(name, context, Goodbye(reason=str(error), retry=False))
+        except ProtocolError as error:
+            await self._turned_away(name, context, Goodbye(reason=str(error), retry=error.retry))
+        except FedloraError as error:
+            log.error("client %r cannot be let in now: %s", name, error)
+            await self._turned_away(name, context, Goodbye(reason="the server cannot let clients in now", retry=True))
+        else:
+            await self._serve(Session(name, hello, self.hub, self.doors.inbox), request_iterator, context)
 
     async def Renew(self, request: RenewRequest, context: Any) -> Certificate:  # noqa: N802 - gRPC's name
         """A new certificate for the client that asks."""
-        name, certificate = shown(context)
+        name, certificate = await self._asking(context)
         return as_reply(await self._done(context, self.doors.renew, name, certificate, request.signing_request))
 
     async def Erase(self, request: EraseRequest, context: Any) -> EraseReply:  # noqa: N802 - gRPC's name
         """Deletes what is stored of the client that asks."""
-        name, certificate = shown(context)
+        name, certificate = await self._asking(context)
         await self._done(context, self.doors.admit, name, certificate)
         reply: EraseReply = await self._done(context, self.doors.erase, name, request.leave, request.keep)
         if request.leave:
             self.hub.dismiss(name, "the client has left")
         return reply
+
+    async def _asking(self, context: Any) -> tuple[str, bytes]:
+        """Who asks, with its certificate; one that asks too often is refused."""
+        name, certificate = shown(context)
+        if self._requests.too_many(name):
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests: wait five minutes")
+        self._requests.note(name)
+        return name, certificate
 
     async def _done(self, context: Any, call: Callable[..., Any], *arguments: Any) -> Any:
         """What `call` gives in a thread; its errors end the RPC."""
@@ -95,32 +110,37 @@ class LinkService(link_pb2_grpc.LinkServicer):
             log.error("%s", error)
             await context.abort(grpc.StatusCode.INTERNAL, "the server cannot do this now; its log says why")
 
-    async def _identity(self, context: Any) -> str:
-        """The client's name, from its certificate. Raises IdentityError if it may not connect."""
-        name, certificate = shown(context)
+    async def _admitted(self, name: str, certificate: bytes) -> None:
+        """Raises IdentityError if the client may not connect, ProtocolError if it has to wait."""
         await asyncio.to_thread(self.doors.admit, name, certificate)
-        recent = self._refusals[name]
-        while recent and time.monotonic() - recent[0] > limits.REFUSAL_WINDOW:
-            recent.popleft()
-        if len(recent) >= limits.REFUSALS:
-            raise IdentityError(
-                f"client {name!r} broke the protocol {len(recent)} times in {limits.REFUSAL_WINDOW:.0f} s and is"
+        if self._refusals.too_many(name):
+            raise ProtocolError(
+                f"client {name!r} broke the protocol {limits.REFUSALS} times in {limits.REFUSAL_WINDOW:.0f} s and is"
                 " turned away for a while"
             )
-        return name
+        if self._greeting[name] >= limits.GREETINGS:
+            raise ProtocolError(f"{limits.GREETINGS} other connections of client {name!r} have not said hello yet")
 
-    async def _greeted(self, frames: AsyncIterator[FromClient]) -> Hello:
+    async def _greeted(self, name: str, frames: AsyncIterator[FromClient]) -> Hello:
+        self._greeting[name] += 1
         try:
             first = await asyncio.wait_for(anext(aiter(frames)), limits.HELLO)
         except (TimeoutError, StopAsyncIteration):
             raise ProtocolError(f"no hello came within {limits.HELLO:.0f} s") from None
+        except DecodeError:
+            raise ProtocolError("the first frame cannot be read: it is not of fedlora.v1", retry=False) from None
+        finally:
+            self._greeting[name] -= 1
+            if not self._greeting[name]:
+                del self._greeting[name]
         hello = first.hello
         if first.WhichOneof("said") != "hello" or not hello.instance or len(hello.data) > limits.DATA_SETS:
-            raise ProtocolError("a connection must begin with a hello")
+            raise ProtocolError("a connection must begin with a hello", retry=False)
         if hello.protocol != limits.PROTOCOL:
             raise ProtocolError(
                 f"this server (fedlora {fedlora.__version__}) speaks protocol {limits.PROTOCOL}, the client (fedlora"
-                f" {hello.version[:40]}) {hello.protocol}: install the same version on both sides"
+                f" {limits.shown(hello.version, 40)}) {hello.protocol}: install the same version on both sides",
+                retry=False,
             )
         return hello
 
@@ -136,41 +156,54 @@ class LinkService(link_pb2_grpc.LinkServicer):
             )
         )
         writing = asyncio.create_task(session.write(context.write))
-        refusal = await self.hub.join(session)
-        if refusal is not None:
-            session.end(Goodbye(reason=refusal, retry=False))
-            await writing
-            return
-        await asyncio.to_thread(self.doors.seen, session.site, session.hello.version[: limits.TEXT])
-        reading = asyncio.create_task(self._read(session, frames))
-        tasks = {writing, reading, asyncio.create_task(session.watch()), asyncio.create_task(_minutes(session))}
+        tasks = {writing}
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done() and not writing.done():
-                await asyncio.wait({writing}, timeout=1.0)  # the last word
+            refusal = await self.hub.join(session)
+            if refusal is None:
+                await self._note(session)
+                rest = (self._read(session, frames), session.watch(), session.over(), _minutes(session))
+                tasks |= {asyncio.create_task(part) for part in rest}
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                session.end(Goodbye(reason=refusal, retry=False))
+            await asyncio.wait({writing}, timeout=limits.LAST_WORD)
         finally:
             for task in tasks:
                 task.cancel()
             session.closed()
             self.hub.leave(session)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _note(self, session: Session) -> None:
+        try:
+            await asyncio.to_thread(self.doors.seen, session.site, limits.shown(session.hello.version))
+        except StoreError as error:
+            log.error("client %s: %s", session.site, error)
 
     async def _read(self, session: Session, frames: AsyncIterator[FromClient]) -> None:
         try:
             await session.read(frames)
             session.end(Goodbye(reason="the client has closed the stream", retry=True))
-        except ProtocolError as error:
+        except (ProtocolError, UploadError, DecodeError) as error:
             log.warning("client %s: %s", session.site, error)
-            self._refusals[session.site].append(time.monotonic())
-            session.end(Goodbye(reason=f"protocol error: {error}", retry=True))
-        except UploadError as error:
-            log.warning("client %s: %s", session.site, error)
-            session.end(Goodbye(reason=str(error), retry=True))
+            self._refusals.note(session.site)
+            kind = "" if isinstance(error, UploadError) else "protocol error: "
+            session.end(Goodbye(reason=f"{kind}{error}", retry=True))
         except StoreError as error:
             log.error("client %s: %s", session.site, error)
             session.end(Goodbye(reason="the server cannot store the update now", retry=True))
+        except Exception:
+            log.exception("client %s: what it said could not be handled", session.site)
+            session.end(Goodbye(reason="the server could not handle what was said; its log says why", retry=True))
 
-    async def _farewell(self, context: Any, reason: str, *, retry: bool) -> None:
-        await context.write(FromServer(goodbye=Goodbye(reason=reason[: limits.TEXT], retry=retry)))
+    async def _turned_away(self, name: str, context: Any, goodbye: Goodbye) -> None:
+        log.warning("client %r is turned away: %s", name[: limits.NAME], goodbye.reason)
+        goodbye.reason = goodbye.reason[: limits.TEXT]
+        try:
+            async with asyncio.timeout(limits.LAST_WORD):
+                await context.write(FromServer(goodbye=goodbye))
+        except TimeoutError:
+            return  # it does not read
 
 
 def shown(context: Any) -> tuple[str, bytes]:
@@ -193,6 +226,10 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small frame must not become a large one
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 30_000),
+    ("grpc.max_concurrent_streams", 8),
 )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+from fedlora.errors import StoreError
 from fedlora.link import limits
 from fedlora.link.hub import Hub
 from fedlora.link.inbox import Announced, Inbox, Receiving
@@ -34,7 +35,11 @@ Send = Callable[[FromServer], Awaitable[None]]
 
 
 class ProtocolError(Exception):
-    """A client said what it must not say; the text tells what."""
+    """A client said what it must not say; the text tells what. retry: whether it may come back as it is."""
+
+    def __init__(self, text: str, *, retry: bool = True) -> None:
+        super().__init__(text)
+        self.retry = retry
 
 
 class Session:
@@ -47,6 +52,8 @@ class Session:
         self.site, self.hello = site, hello
         self._hub, self._inbox = hub, inbox
         self._outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
+        self._waiting = 0  # what is in it, bytes
+        self._over = asyncio.Event()
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._receiving: Receiving | None = None
         self._heard = asyncio.Event()
@@ -72,7 +79,14 @@ class Session:
         self.say(FromServer(offer=work.offer()))
 
     def say(self, frame: FromServer) -> None:
-        """Queues a frame."""
+        """Queues a frame. If the client leaves too much unread, the session is over."""
+        if self._over.is_set():
+            return
+        self._waiting += _weight(frame)
+        if self._waiting > limits.OUTGOING:
+            log.warning("client %s does not read what it is sent: its connection is closed", self.site)
+            self._over.set()
+            return
         self._outgoing.put_nowait(frame)
 
     async def alive(self) -> bool:
@@ -86,36 +100,50 @@ class Session:
         return True
 
     def end(self, goodbye: Goodbye) -> None:
-        """Queues the last frame; the stream ends behind it."""
+        """Queues the last frame; the stream ends behind it, and soon. Nothing that comes from now on counts."""
         self.say(FromServer(goodbye=goodbye))
         self._outgoing.put_nowait(None)
+        self._over.set()
+
+    async def over(self) -> None:
+        """Returns when the session is to end."""
+        await self._over.wait()
 
     # The stream.
 
     async def write(self, send: Send) -> None:
-        """Sends what is queued, until the end of the session."""
+        """Sends what is queued, until the end of the session, or until the client has read nothing for too long."""
         while (frame := await self._outgoing.get()) is not None:
-            await send(frame)
+            try:
+                async with asyncio.timeout(limits.HEARTBEAT * limits.SILENCE):
+                    await send(frame)
+            except TimeoutError:
+                log.warning("client %s has read nothing for too long: its connection is closed", self.site)
+                return
+            self._waiting -= _weight(frame)
             if self._outgoing.qsize() < 4:
                 self._room.set()
 
     async def read(self, frames: AsyncIterator[FromClient]) -> None:
         """Handles what the client says, until it stops. Raises ProtocolError if it says what it must not."""
         async for frame in frames:
+            if self._over.is_set():
+                return
             self._last = time.monotonic()
             self._heard.set()
             kind = frame.WhichOneof("said")
             handler = self._handlers.get(kind or "")
             if handler is None:
                 raise ProtocolError(f"a frame of kind {kind!r} is not expected here")
-            self._pay(kind == "chunk")
+            self._pay(frame)
             await handler(getattr(frame, str(kind)))
 
     async def watch(self) -> None:
-        """Returns when nothing has come for too long."""
+        """Ends the session when nothing has come for too long."""
         patience = limits.HEARTBEAT * limits.SILENCE
         while (left := self._last + patience - time.monotonic()) > 0:
             await asyncio.sleep(left)
+        self.end(Goodbye(reason=f"nothing came from the client for {patience:.0f} s", retry=True))
 
     def closed(self) -> None:
         """The stream is gone: what was begun stops; the part of an upload that is there stays."""
@@ -124,9 +152,10 @@ class Session:
         if self._receiving is not None:
             self._receiving.close()
 
-    def _pay(self, chunk: bool) -> None:
-        """Frames are limited; chunks of an upload are limited by its size."""
-        if chunk and self._receiving is not None:
+    def _pay(self, frame: FromClient) -> None:
+        """Frames are limited; of those that an upload needs, its announced size is the limit."""
+        receiving = self._receiving
+        if frame.HasField("chunk") and receiving is not None and receiving.needs(frame.chunk):
             return
         self._budget -= 1
         if self._budget < 0:
@@ -139,9 +168,7 @@ class Session:
     # What a client says.
 
     async def _on_heartbeat(self, said: Heartbeat) -> None:
-        there = self._hub.presences.get(self.site)
-        if there is not None:
-            there.state = said.state
+        self._hub.note(self, said.state)
         if said.number:  # an answer to ours has none
             self.say(FromServer(heartbeat=Heartbeat(number=said.number)))
 
@@ -154,12 +181,12 @@ class Session:
     async def _on_decline(self, said: Decline) -> None:
         work = self._work(said.work)
         if work is not None:
-            work.end(Ending.DECLINED, reason=said.reason[: limits.TEXT] or "the client gave no reason")
+            work.end(Ending.DECLINED, reason=limits.shown(said.reason) or "the client gave no reason")
 
     async def _on_failed(self, said: Failed) -> None:
         work = self._work(said.work)
         if work is not None:
-            work.end(Ending.FAILED, reason=said.reason[: limits.TEXT] or "the client gave no reason")
+            work.end(Ending.FAILED, reason=limits.shown(said.reason) or "the client gave no reason")
 
     async def _on_is_open(self, said: IsOpen) -> None:
         work = self._work(said.work)
@@ -175,10 +202,11 @@ class Session:
             raise ProtocolError(
                 f"an answer of {said.size} bytes was announced; at most {work.largest} are taken, with a SHA-256"
             )
-        if self._receiving is not None:
-            self._receiving.close()
         announced = Announced(said.work, said.size, said.sha256)
-        self._receiving = await asyncio.to_thread(self._inbox(work.run).receive, announced)
+        if self._receiving is None or self._receiving.announced != announced:  # else all of it would be hashed again
+            if self._receiving is not None:
+                self._receiving.close()
+            self._receiving = await asyncio.to_thread(self._inbox(work.run).receive, announced)
         self.say(FromServer(resume=Resume(work=said.work, offset=self._receiving.offset)))
         await self._keep_if_whole(work)
 
@@ -197,9 +225,22 @@ class Session:
             return
         self._receiving = None
         receiving.check()
-        file = await asyncio.to_thread(self._inbox(work.run).keep, receiving.path, work.id)
-        work.end(Ending.ANSWERED, file=file)
+        await self._kept(work, receiving)
         self._acknowledge(work.id, work)
+
+    async def _kept(self, work: Work, receiving: Receiving) -> None:
+        """Ends the work with a whole answer, unless its round was closed while the disk wrote."""
+        inbox = self._inbox(work.run)
+        try:
+            file = await asyncio.to_thread(inbox.keep, receiving.path, work.id)
+        except StoreError:
+            if work.ended.done():  # it was deleted with its round
+                return
+            raise
+        work.end(Ending.ANSWERED, file=file)
+        late = work.ended.result().how is not Ending.ANSWERED
+        if late and self._hub.of(self.site, work.id) in (None, work):  # and it was not asked for anew
+            inbox.forget([work.id])
 
     def _acknowledge(self, work_id: str, work: Work | None) -> None:
         """An answer is taken once; that it came before is no fault."""
@@ -235,3 +276,7 @@ class Session:
             if self._outgoing.qsize() >= 8:
                 self._room.clear()
         self._sending.pop(work.id, None)
+
+
+def _weight(frame: FromServer) -> int:
+    return frame.ByteSize() + limits.FRAME_OVERHEAD

@@ -28,7 +28,7 @@ from fedlora.link.service import Doors, LinkService, link_server
 from fedlora.link.v1.link_pb2 import EraseReply, State
 from fedlora.server.certificates import server_credentials
 from fedlora.server.durable import explained
-from fedlora.server.erase import erase_client
+from fedlora.server.erase import erase_client, finish_erasures
 from fedlora.server.events import Listener
 from fedlora.server.operator.access import publish
 from fedlora.server.operator.api import LOOPBACK, make_api
@@ -248,10 +248,12 @@ def drive(server: Server, run: RunInfo, stop: Stop, listeners: Sequence[Listener
     finally:
         if server.store.get(run.id).status in OVER:
             inbox.clear()
+        finish_erasures(server.store)
 
 
 def serve(server: Server, listeners: Sequence[Listener]) -> None:
     """Drives queued runs until SIGTERM or Ctrl-C: a round under way is given up, and run again at the next start."""
+    finish_erasures(server.store)
     driver = Driver(server.queue, lambda run, stop: drive(server, run, stop, listeners))
     watchdog = Watchdog()
     watchdog.start()

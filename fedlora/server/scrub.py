@@ -166,8 +166,9 @@ class Sieve:
         if kind == "round_committed" and event.get("reported") == 1 and number == self._reporter[0]:
             alone = erased.mark(self._reporter[1], self._reporter[0]) is not None
             return _changed(line, event, metrics=_shared(event.get("metrics", {}))) if alone else line
-        if kind == "run_failed":
-            return _changed(line, event, reason=erased.text(str(event.get("reason", ""))))
+        reason = event.get("reason")  # of a round or a run that failed: it may hold what clients said
+        if isinstance(reason, str):
+            return _changed(line, event, reason=erased.text(reason))
         return line if event else None
 
 

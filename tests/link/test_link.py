@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from fedlora.link.client import TurnedAwayError
 from fedlora.link.grid import CLIENT_FAILED
 from fedlora.privacy.declined import RoundClosedError
-from fedlora.server.admission import LOST_CODE
+from fedlora.server.admission import LATE_CODE, LOST_CODE
 from fedlora.wire import declined_reason
 from tests.link.world import Daemon, Scripted, World, eventually, make_world, message, values
 
@@ -148,3 +149,18 @@ def test_whether_a_round_is_open_is_asked_of_the_server(world: World, started: l
         grid.send_and_receive([message(0, 2)], timeout=0.4)
         eventually(lambda: len(found) == 3)
     assert found == [True, True, False]
+
+
+def test_a_round_that_has_what_it_needs_waits_for_nobody(world: World, started: list[Daemon]) -> None:
+    slow = Scripted(1, before_work=lambda task: time.sleep(1.0))
+    with world.server() as host:
+        for client in (Scripted(0), slow, Scripted(2)):
+            start(world, started, client)
+        grid = replace(world.grid(host, ["site-0", "site-1", "site-2"]), enough=2)
+        began = time.monotonic()
+        first, late, third = grid.send_and_receive([message(i, 1) for i in range(3)])
+        assert time.monotonic() - began < 1.0
+        assert values([first, third]) == {2: 1.0, 4: 3.0}
+        assert late.error.code == LATE_CODE
+        eventually(lambda: slow.acknowledged == [False])
+    assert not slow.sent

@@ -22,6 +22,7 @@ from fedlora.server.events import (
     ClientReported,
     EventLog,
     RoundCommitted,
+    RoundRetried,
     RunFailed,
     read_events,
 )
@@ -58,13 +59,15 @@ def test_a_refused_client_loses_its_reasons_too(store: RunStore, small: Small, r
     told = "client 0: it has no time (client 1: not me); client 1: its norm 1e9 is over the bound 10"
     info = small(status=RunStatus.FAILED, reason=reason.format(told))
     with EventLog(info.folder / FILE) as log:
+        log.append(RoundRetried(run=info.id, round=3, attempt=1, wait=1.0, reason=reason.format(told)))
         log.append(RunFailed(run=info.id, round=2, rounds=9, error="RunError", reason=reason.format(told), seconds=1.0))
     reply = erase_client(store, registry, "site-1", leave=False)
     assert list(reply.runs) == [ErasedRun(run=info.id, rounds=[], restart_after=2)]
     assert found(store.folder, {REFUSED}) == set()
     expected = reason.format("client 0: it has no time (client 1: not me); client 1: erased")
     assert store.get(info.id).reason == expected
-    assert [event.reason for event in read_events(info.folder / FILE) if isinstance(event, RunFailed)] == [expected]
+    ends = [event for event in read_events(info.folder / FILE) if isinstance(event, RunFailed | RoundRetried)]
+    assert [event.reason for event in ends] == [expected, expected]
     assert found(store.folder, {LOSS}) != set()
 
 

@@ -23,6 +23,7 @@ from fedlora.server.events import (
     Event,
     EventLog,
     RoundCommitted,
+    RoundRetried,
     RoundStarted,
     RunFailed,
     RunFinished,
@@ -120,6 +121,7 @@ def test_a_log_is_read_back(tmp_path: Path, samples: ModuleType) -> None:
             engine="sequential",
             folder="/runs/r",
         ),
+        RoundRetried(run="r", round=2, attempt=1, wait=5.0, reason="too few"),
         RunFailed(run="r", round=1, rounds=2, error="RunError", reason="too few\nclients", seconds=1.0),
         RunFinished(run="r", round=2, rounds=2, summary={"test_accuracy": 0.9}, seconds=3.0),
     ]

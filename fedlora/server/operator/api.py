@@ -19,10 +19,11 @@ from fedlora.server.operator.answers import failure
 from fedlora.server.operator.archive import ADAPTER, adapter_files, zipped
 from fedlora.server.operator.guard import Failures, Gate
 from fedlora.server.operator.stream import lines_after, server_sent
-from fedlora.server.operator.submission import Resumption, Submission, read_submission
+from fedlora.server.operator.submission import Restart, Resumption, Submission, read_submission
 from fedlora.server.operator.token import check_form
 from fedlora.server.queue import STOP, RunQueue
 from fedlora.server.records import RoundRecord, RunInfo, RunStatus
+from fedlora.server.restart import restart_without
 from fedlora.server.store import RunStore, Traffic
 from fedlora.server.store.names import check_id
 
@@ -115,6 +116,7 @@ class _Routes:
             ("GET", "/runs/{run_id}/events/stream", self.stream),
             ("POST", "/runs/{run_id}/stop", self.stop),
             ("POST", "/runs/{run_id}/resume", self.resume),
+            ("POST", "/runs/{run_id}/restart", self.restart),
             ("GET", "/runs/{run_id}/adapter", self.adapter),
         ):
             app.add_api_route(PREFIX + path, function, methods=[method], response_model=None)
@@ -163,6 +165,9 @@ class _Routes:
 
     def resume(self, run_id: RunId, body: Resumption | None = None) -> Response:
         return self._run(self._queue.resume(run_id, None if body is None else body.rounds))
+
+    def restart(self, run_id: RunId, body: Restart) -> Response:
+        return self._run(restart_without(self._queue, run_id, body.without), 201)
 
     def adapter(self, run_id: RunId) -> Response:
         run = self._store.get(run_id)

@@ -1,9 +1,11 @@
 """The other side of the operator API: what `fedlora run` calls."""
 
+import json
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -106,6 +108,10 @@ class OperatorClient:
         """Puts a run back into the queue, for `rounds` rounds in all."""
         return self._call("POST", f"/runs/{run_id}/resume", {} if rounds is None else {"rounds": rounds})
 
+    def restart(self, run_id: str, without: Sequence[str]) -> Json:
+        """A new run of the other sites, from the last checkpoint that holds nothing of those."""
+        return self._call("POST", f"/runs/{run_id}/restart", {"without": list(without)})
+
     def download(self, run_id: str, file: Path) -> None:
         """Writes the zip file of the run's adapter to `file`."""
         with (
@@ -190,7 +196,8 @@ def info_of(row: Json) -> RunInfo:
 def history_of(shown: Json) -> RunHistory:
     """The records in what `OperatorClient.shown` returns. Raises LinkError if there are none."""
     with _of_this_version():
-        return RunHistory(info_of(shown["run"]), _ROUNDS.validate_python(shown["rounds"]))
+        run = replace(info_of(shown["run"]), config=json.dumps(shown["config"]))
+        return RunHistory(run, _ROUNDS.validate_python(shown["rounds"]))
 
 
 @contextmanager

@@ -42,6 +42,13 @@ class Resumption(BaseModel):
     rounds: int | None = Field(None, ge=1)
 
 
+class Restart(BaseModel):
+    """The body of POST /runs/{id}/restart; without: names of sites."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    without: tuple[str, ...] = Field(min_length=1, max_length=100)
+
+
 def read_submission(submission: Submission) -> RunConfig:
     """The configuration. Raises ConfigError with every mistake.
 

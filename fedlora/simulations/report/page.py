@@ -8,6 +8,7 @@ from typing import Any
 
 from fedlora.errors import StoreError
 from fedlora.privacy.account import read_account
+from fedlora.server.participation import warning
 from fedlora.server.records import RunHistory, RunInfo, RunStatus
 from fedlora.simulations.report import holders as partition
 from fedlora.simulations.report.curves import metric_of, run_charts
@@ -73,7 +74,8 @@ def outcome_sentence(history: RunHistory) -> str:
     name, value, split = _quality(history)
     reached = f"; its {name} on the {split} split is {number(value)}" if value is not None else ""
     reason = f": {run.reason.rstrip('.')}" if run.reason and run.status is not RunStatus.FINISHED else ""
-    return f"{endings[run.status]}{reason}{reached}."
+    absent = warning(history)
+    return f"{absent}{' ' if absent else ''}{endings[run.status]}{reason}{reached}."
 
 
 def key_figures(history: RunHistory) -> list[Figure]:
