@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,9 +158,13 @@ class Daemon:
             self._loop.run_until_complete(self.client.run())
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             self.error = error
+        finally:
+            self._loop.close()
 
     def stop(self, timeout: float = 10.0) -> None:
-        self._loop.call_soon_threadsafe(self.client.stop)
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # it has ended just now
+                self._loop.call_soon_threadsafe(self.client.stop)
         self.join(timeout)
 
     def join(self, timeout: float = 10.0) -> None:

@@ -106,7 +106,7 @@ def test_every_route_needs_the_token(alive: Living) -> None:
         assert operator.get("/later").text == '"secret"'
         assert operator.get("/mounted/").text == "secret"
     assert {("DELETE", "/later"), ("PUT", "/starlette"), ("GET", "/mounted"), ("POST", RUNS)} < asked
-    assert len(asked) == 9 + 4
+    assert len(asked) == 10 + 4
 
 
 def test_what_is_not_there_is_not_told_to_strangers(alive: Living) -> None:
