@@ -6,6 +6,7 @@ host `server` is localhost, and ports are free ones.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -61,14 +62,14 @@ class Composition:
         return {**os.environ, "OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "ERROR", **own, "PATH": path}
 
     def _here(self, service: str, text: str) -> str:
-        for inside, outside in {
+        places = {
             "/var/lib/fedlora": self.folder / "server",
             "/var/lib/site": self.folder / service,
             "/tokens": self.folder / "tokens",
             "/demo": self.folder / "demo",
             "/deploy": ROOT / "deploy",
-        }.items():
-            text = text.replace(inside, str(outside))
+        }
+        text = re.sub(rf"({'|'.join(places)})\b(?!-)", lambda found: str(places[found[1]]), text)
         for port, here in self.ports.items():
             text = text.replace(f"0.0.0.0:{port}", f"127.0.0.1:{here}").replace(f"server:{port}", f"localhost:{here}")
         return text.replace("127.0.0.1:8080", f"127.0.0.1:{free_port()}")
