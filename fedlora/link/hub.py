@@ -1,6 +1,7 @@
 """What a server knows of its connected clients and of the works that it waits for. Lives in one event loop."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from typing import Protocol
 from fedlora.link import limits
 from fedlora.link.v1.link_pb2 import Closed, FromServer, Goodbye, Hello, State
 from fedlora.link.works import Ended, Ending, Work
+
+log = logging.getLogger(__name__)
 
 
 class Connection(Protocol):
@@ -134,11 +137,29 @@ class Hub:
             watch.cancel()
 
     async def _watch(self, works: Sequence[Work], absence: float) -> None:
+        told = time.monotonic()
         while True:
             now = time.monotonic()
             for work in works:
                 self._end_if_over(work, now, absence)
+            if now - told > limits.STALL:
+                told = now
+                log.warning("%s", self.waited_for(works, now))
             await asyncio.sleep(0.1)
+
+    def waited_for(self, works: Sequence[Work], now: float) -> str:
+        """Who keeps a round waiting, and what is known of them: a slow site and a dead one look alike otherwise."""
+        pending = [work for work in works if not work.ended.done()]
+        told = [f"{work.site} ({self._seen(work.site, now)})" for work in pending]
+        where = f"run {pending[0].run}, round {pending[0].round}" if pending else "a round"
+        return f"{where} still waits for {', '.join(told) or 'nobody'}"
+
+    def _seen(self, site: str, now: float) -> str:
+        there = self._presence(site)
+        if there.connection is None:
+            return f"away for {now - there.since:.0f} s"
+        paused = ", paused" if there.state.paused else ""
+        return f"connected, {'at work' if there.state.work else 'idle'}{paused}"
 
     def _end_if_over(self, work: Work, now: float, absence: float) -> None:
         if work.ended.done():

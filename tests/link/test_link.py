@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.link import hub, limits
 from fedlora.link.client import TurnedAwayError
 from fedlora.link.grid import CLIENT_FAILED
 from fedlora.privacy.declined import RoundClosedError
@@ -164,3 +165,16 @@ def test_a_round_that_has_what_it_needs_waits_for_nobody(world: World, started: 
         assert late.error.code == LATE_CODE
         eventually(lambda: slow.acknowledged == [False])
     assert not slow.sent
+
+
+def test_a_round_that_waits_says_for_whom(world: World, started: list[Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STALL", 0.3)
+    said: list[str] = []
+    monkeypatch.setattr(hub.log, "warning", lambda form, text: said.append(text))
+    with world.server() as host:
+        start(world, started, Scripted(1, before_work=lambda task: time.sleep(1.0)))
+        eventually(lambda: "site-1" in host.hub.connected())
+        grid = world.grid(host, ["site-0", "site-1"], absence=1.0)
+        grid.send_and_receive([message(0, 1), message(1, 1)])
+    assert said
+    assert said[0].startswith("run run-1, round 1 still waits for site-0 (away for 0 s), site-1 (connected")
