@@ -16,7 +16,7 @@ ARGS ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help simulate test test-fast setup lint format deploy-demo protocol wheel clean
+.PHONY: help simulate test test-fast setup lint format deploy-demo faults protocol wheel clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: $(VENV)/.installed-dev ## put the code in form and repair what can be re
 
 deploy-demo: $(VENV)/.installed-dev ## a server and three clients over mutual TLS train the quick start; compared with a simulation
 	PYTHONPATH=. $(BIN)/python tools/deploy_demo.py $(ARGS)
+
+faults: $(VENV)/.installed-dev ## kill, stop, fill, cut and spoil everything while it trains: a table, one row a fault
+	PYTHONPATH=. $(BIN)/python -m benchmarks.faults $(ARGS)
 
 protocol: $(VENV)/.installed-dev ## generate fedlora/link/v1/*_pb2* from link.proto
 	$(BIN)/python tools/generate_protocol.py

@@ -25,6 +25,7 @@ from fedlora.cli import (
     runs,
     server,
     server_daemon,
+    server_store,
     simulate,
     validate,
 )
@@ -45,6 +46,7 @@ COMMANDS = (
     ca,
     server,
     server_daemon,
+    server_store,
     client,
     client_daemon,
     doctor,

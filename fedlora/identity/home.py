@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from fedlora.errors import IdentityError
 from fedlora.identity.authority import Authority, create_authority
 from fedlora.identity.keys import CertificateFacts, certificate_facts, read_certificate
@@ -15,8 +13,8 @@ from fedlora.identity.names import check_address, check_host
 from fedlora.identity.registry import Registry
 from fedlora.identity.tls import ensure_server_certificate, server_files
 from fedlora.server.durable import explained
+from fedlora.server.settings import database_of
 from fedlora.server.store import RunStore
-from fedlora.server.store.database import Database
 from fedlora.server.store.run_store import DATABASE
 
 
@@ -31,39 +29,56 @@ def default_hosts() -> Sequence[str]:
 def make_home(home: Path, name: str, hosts: Sequence[str]) -> Authority:
     """Makes all that a server needs in `home` (mode 0700 where it is new): see `server_files`.
 
+    Its run store is in the database that `home`'s settings or the environment name (see `database_of`).
+
     Raises IdentityError if an authority is there already, for a host that cannot be or a name that cannot; StoreError
-    if it cannot be written.
+    if it cannot be written, or the database cannot be used; ConfigError for settings with mistakes.
     """
     for host in hosts:
         check_host(host)
     files = server_files(home)
     with explained("make the server's home", home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not files.authority.exists():  # first: what fails here can be repeated
+        _make_store(home)
     authority = create_authority(files.authority, name)
     ensure_server_certificate(home, authority, hosts)
-    with explained("make the run store's folder", files.runs):
-        files.runs.mkdir(mode=0o700, exist_ok=True)
-    RunStore.open(files.runs).close()
     return authority
+
+
+def _make_store(home: Path) -> None:
+    folder = server_files(home).runs
+    with explained("make the run store's folder", folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    RunStore.open(folder, url=database_of(home)).close()
+
+
+@contextlib.contextmanager
+def open_store(home: Path) -> Iterator[RunStore]:
+    """The run store of the server whose home that is, for the block; the server may run meanwhile.
+
+    Raises IdentityError if it is no server's home, StoreError, and ConfigError for settings with mistakes.
+    """
+    with RunStore.open(server_files(home).runs, url=checked_database(home)) as store:
+        yield store
 
 
 @contextlib.contextmanager
 def open_registry(home: Path) -> Iterator[Registry]:
-    """The registry of the server whose home that is, for the block; the server may run meanwhile.
+    """The registry of the server whose home that is, for the block. Raises what `open_store` does."""
+    with open_store(home) as store:
+        yield Registry(store.database)
 
-    Raises IdentityError if it is no server's home.
-    """
-    folder = server_files(home).runs
-    if not (folder / DATABASE).is_file():
+
+def checked_database(home: Path) -> str | None:
+    """As `database_of`, of a home that is certainly a server's. Raises IdentityError if it is none, and ConfigError."""
+    files, url = server_files(home), database_of(home)
+    sign = files.runs / DATABASE if url is None else files.authority_certificate
+    if not sign.is_file():
         raise IdentityError(
-            f"{home} is no server's home (there is no {folder / DATABASE}): check --home, or make one with"
-            f" `fedlora ca init {home}`"
+            f"{home} is no server's home (there is no {sign}): check --home, or make one with `fedlora ca init {home}`"
         )
-    database = Database(sa.URL.create("sqlite", database=str((folder / DATABASE).resolve())), folder)
-    try:
-        yield Registry(database)
-    finally:
-        database.close()
+    return url
 
 
 def check_reachable(home: Path, address: str) -> None:

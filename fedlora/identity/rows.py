@@ -129,7 +129,8 @@ def client_records(connection: sa.Connection, moment: datetime) -> Sequence[Clie
     held = {row["client"]: row for row in connection.execute(valid).mappings()}
     unused = sa.select(tokens).filter_by(used_at=None).where(tokens.c.expires_at > moment)
     invited = {row["client"]: row["expires_at"] for row in connection.execute(unused).mappings()}
-    found = connection.execute(sa.select(clients).order_by(clients.c.name)).mappings()
+    # Not in the database's order: each language has its own.
+    found = sorted(connection.execute(sa.select(clients)).mappings(), key=lambda row: row["name"])
     return tuple(_record(row, held.get(row["name"]), invited.get(row["name"])) for row in found)
 
 

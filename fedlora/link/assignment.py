@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from fedlora.errors import LinkError
 from fedlora.link import content
 from fedlora.link.v1.link_pb2 import Hello, Offer, State
+from fedlora.wire import WireError
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,10 @@ class Assignment:
         if hashlib.sha256(self.arrays).digest() != self.offer.sha256:
             raise LinkError("the arrays do not have the SHA-256 of the offer: they were changed on the way")
         return Task(self.offer, content.records(self.offer.facts, content.parse(bytes(self.arrays))), still_open)
+
+
+def told_outside(error: Exception) -> str:
+    """What may be told of an error: the link's own texts; of others, which may name rows or files, the kind alone."""
+    if isinstance(error, LinkError | WireError):
+        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__} (its text stays in this client's own log)"

@@ -81,7 +81,7 @@ class LinkClient:
         except grpc.aio.AioRpcError as error:
             self.last_error = f"{error.code().name}: {error.details()}"
             log.warning("the connection to the server ended: %s", self.last_error)
-        except LinkError as error:
+        except (LinkError, asyncio.InvalidStateError) as error:  # the latter: written to when it had just ended
             self.last_error = str(error)
             log.warning("the connection to the server ended: %s", error)
         finally:

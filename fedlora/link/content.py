@@ -152,8 +152,11 @@ def _add(found: RecordDict, parts: Iterable[Any], make: Callable[[Any], Any]) ->
 
 
 def _check_name(name: str) -> None:
-    if len(name) > limits.NAME:
-        raise WireError(f"a name has {len(name)} characters: {name[:60]!r}…; at most {limits.NAME} are read")
+    """Names go into rosters and logs."""
+    if len(name) > limits.NAME or not name.isprintable():
+        raise WireError(
+            f"the name {name[:60]!r} has {len(name)} characters; at most {limits.NAME}, all printable, are read"
+        )
 
 
 def _array_record(part: Arrays) -> ArrayRecord:

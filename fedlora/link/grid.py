@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora.flower_internals import SERVER_NODE_ID, Run, empty_run, identify, stamp
@@ -95,9 +95,8 @@ class LinkGrid(Grid):
         def collect() -> Iterable[Message]:
             try:
                 ends = waiting.result()
-            except BaseException as error:
-                waiting.cancel()
-                raise error if not isinstance(error, CancelledError) else KeyboardInterrupt from error
+            except CancelledError as error:
+                raise KeyboardInterrupt from error
             finally:
                 self.host.call(self._close(works))
             return [self._reply(message, end) for (message, _), end in zip(asked, ends, strict=True)]
@@ -112,6 +111,8 @@ class LinkGrid(Grid):
             del self._rounds[work]
 
     async def _close(self, works: Sequence[Work]) -> None:
+        for work in works:  # who stops waiting, for a signal say, leaves no work without an end
+            work.end(Ending.LOST, reason="the server has given the round up")
         self.host.hub.close(works, "the round is over")
 
     def _open(self, messages: Iterable[Message], timeout: float | None) -> list[tuple[Message, Work]]:
@@ -138,7 +139,7 @@ class LinkGrid(Grid):
         arrays = message.content.array_records
         key = (id(arrays.get("arrays")), id(arrays.get("once")))
         if key not in shared:
-            rounds = RecordDict({name: record for name, record in arrays.items() if name != "once"})
+            rounds = RecordDict({name: _ordered(record) for name, record in arrays.items() if name != "once"})
             payload = Payload.of(content.serialised(content.arrays(message.content)))
             shared[key] = (payload, content.serialised(content.arrays(rounds)))
         payload, of_round = shared[key]
@@ -179,6 +180,11 @@ class _Draft:
         """Inside the event loop: a work has a future."""
         work_id = content.work_id(self.kind, self.facts, self.of_round)
         return Work(work_id, self.site, run, self.round, self.kind, self.facts, self.payload, self.largest, deadline)
+
+
+def _ordered(record: ArrayRecord) -> ArrayRecord:
+    """The tensors by name: a state that was read from a checkpoint has them in another order, and is the same work."""
+    return ArrayRecord(dict(sorted(record.items())))
 
 
 def largest_answer(task: RecordDict) -> int:

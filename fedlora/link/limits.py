@@ -50,6 +50,9 @@ GREETINGS = 4
 LAST_WORD = 2.0
 """For a frame that says why the connection ends; then it ends, whether that was read or not."""
 
+STUCK = 5
+"""Connections of one client that may be over but for a frame that it does not read. More are refused in a word."""
+
 OUTGOING = 3 * FRAME
 """What may wait for one client: an offer or two, and chunks. Who does not read is not answered for ever."""
 
@@ -98,3 +101,7 @@ class Recent:
         self._of.move_to_end(name)
         while len(self._of) > self.NAMES:
             self._of.popitem(last=False)
+
+
+STALL = 600.0
+"""Seconds after which a server's log says whom a round still waits for; and again each time as many have passed."""

@@ -17,7 +17,7 @@ from fedlora.link import limits
 from fedlora.link.enrolment import as_reply
 from fedlora.link.hub import Hub
 from fedlora.link.inbox import Inbox, UploadError
-from fedlora.link.session import ProtocolError, Session
+from fedlora.link.session import ProtocolError, Session, failed
 from fedlora.link.v1 import link_pb2_grpc
 from fedlora.link.v1.link_pb2 import (
     Certificate,
@@ -61,10 +61,13 @@ class LinkService(link_pb2_grpc.LinkServicer):
         self._refusals = limits.Recent(limits.REFUSALS, limits.REFUSAL_WINDOW)
         self._requests = limits.Recent(limits.REQUESTS, limits.REQUEST_WINDOW)
         self._greeting: Counter[str] = Counter()
+        self._stuck: Counter[str] = Counter()
 
     async def Connect(self, request_iterator: AsyncIterator[FromClient], context: Any) -> None:  # noqa: N802 - gRPC's
         """One client's stream, from its hello to its end."""
         name, certificate = shown(context)
+        if self._stuck[name] >= limits.STUCK:  # a status, unlike a frame, goes out whether it is read or not
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "read or close your other connections first")
         try:
             await self._admitted(name, certificate)
             hello = await self._greeted(name, request_iterator)
@@ -106,8 +109,8 @@ class LinkService(link_pb2_grpc.LinkServicer):
             return await asyncio.to_thread(call, *arguments)
         except IdentityError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        except FedloraError as error:
-            log.error("%s", error)
+        except Exception:  # nothing of what is wrong inside is told outside
+            log.exception("what a client asked for could not be done")
             await context.abort(grpc.StatusCode.INTERNAL, "the server cannot do this now; its log says why")
 
     async def _admitted(self, name: str, certificate: bytes) -> None:
@@ -130,9 +133,7 @@ class LinkService(link_pb2_grpc.LinkServicer):
         except DecodeError:
             raise ProtocolError("the first frame cannot be read: it is not of fedlora.v1", retry=False) from None
         finally:
-            self._greeting[name] -= 1
-            if not self._greeting[name]:
-                del self._greeting[name]
+            _less(self._greeting, name)
         hello = first.hello
         if first.WhichOneof("said") != "hello" or not hello.instance or len(hello.data) > limits.DATA_SETS:
             raise ProtocolError("a connection must begin with a hello", retry=False)
@@ -173,6 +174,7 @@ class LinkService(link_pb2_grpc.LinkServicer):
             session.closed()
             self.hub.leave(session)
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._written(session.site, session.sending, 0.0)
 
     async def _note(self, session: Session) -> None:
         try:
@@ -199,11 +201,32 @@ class LinkService(link_pb2_grpc.LinkServicer):
     async def _turned_away(self, name: str, context: Any, goodbye: Goodbye) -> None:
         log.warning("client %r is turned away: %s", name[: limits.NAME], goodbye.reason)
         goodbye.reason = goodbye.reason[: limits.TEXT]
-        try:
-            async with asyncio.timeout(limits.LAST_WORD):
-                await context.write(FromServer(goodbye=goodbye))
-        except TimeoutError:
-            return  # it does not read
+        sending = asyncio.ensure_future(context.write(FromServer(goodbye=goodbye)))
+        await self._written(name, sending, limits.LAST_WORD)
+
+    async def _written(self, name: str, sending: "asyncio.Future[None] | None", patience: float) -> None:
+        """Waits until a last frame is written, or its client hangs up: gRPC cannot take it back.
+
+        After `patience` seconds the connection counts as stuck.
+        """
+        if sending is None:
+            return
+        sending.add_done_callback(failed)  # else asyncio complains if this call is cut off here
+        await asyncio.wait({sending}, timeout=patience)
+        if not sending.done():
+            self._stuck[name] += 1
+            try:
+                await asyncio.wait({sending})
+            finally:
+                _less(self._stuck, name)
+        if failed(sending):  # the client is gone: gRPC ends this call itself, as soon as it has noticed
+            await asyncio.sleep(limits.LAST_WORD)
+
+
+def _less(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
 
 
 def shown(context: Any) -> tuple[str, bytes]:

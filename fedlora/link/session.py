@@ -54,6 +54,8 @@ class Session:
         self._outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
         self._waiting = 0  # what is in it, bytes
         self._over = asyncio.Event()
+        self.sending: asyncio.Future[None] | None = None
+        """The frame that is being written, or was last. gRPC cannot take one back that its client does not read."""
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._receiving: Receiving | None = None
         self._heard = asyncio.Event()
@@ -114,12 +116,13 @@ class Session:
     async def write(self, send: Send) -> None:
         """Sends what is queued, until the end of the session, or until the client has read nothing for too long."""
         while (frame := await self._outgoing.get()) is not None:
-            try:
-                async with asyncio.timeout(limits.HEARTBEAT * limits.SILENCE):
-                    await send(frame)
-            except TimeoutError:
+            self.sending = asyncio.ensure_future(send(frame))
+            self.sending.add_done_callback(failed)
+            await asyncio.wait({self.sending}, timeout=limits.HEARTBEAT * limits.SILENCE)
+            if not self.sending.done():
                 log.warning("client %s has read nothing for too long: its connection is closed", self.site)
                 return
+            self.sending.result()
             self._waiting -= _weight(frame)
             if self._outgoing.qsize() < 4:
                 self._room.set()
@@ -276,6 +279,11 @@ class Session:
             if self._outgoing.qsize() >= 8:
                 self._room.clear()
         self._sending.pop(work.id, None)
+
+
+def failed(sending: "asyncio.Future[None]") -> bool:
+    """Whether a frame could not be written."""
+    return sending.cancelled() or sending.exception() is not None
 
 
 def _weight(frame: FromServer) -> int:

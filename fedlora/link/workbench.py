@@ -9,7 +9,7 @@ from typing import Any
 from fedlora.errors import LinkError
 from fedlora.link import limits
 from fedlora.link.answers import AnswerBox
-from fedlora.link.assignment import Assignment, Handler, Stage
+from fedlora.link.assignment import Assignment, Handler, Stage, told_outside
 from fedlora.link.v1.link_pb2 import (
     Accept,
     Acknowledged,
@@ -26,12 +26,14 @@ from fedlora.link.v1.link_pb2 import (
 )
 from fedlora.link.works import WORK_ID
 from fedlora.privacy.declined import DeclinedError
-from fedlora.wire import WireError
 
 log = logging.getLogger(__name__)
 
 OPEN_PATIENCE = 120.0
 """Seconds that a client waits for the server to say whether a round is still open; then it counts as closed."""
+
+NOTE_TRIES, NOTE_WAIT = 30, 2.0
+"""Times, and seconds between them, that a client tries to note what is about to leave; then the work has failed."""
 
 _WINDOW = 8
 """Chunks that may wait to be written."""
@@ -63,6 +65,9 @@ class Workbench:
         """A connection is there; what is to be sent comes from the queue."""
         self._outgoing = asyncio.Queue(_WINDOW)
         self._online.set()
+        for work, assignment in self._assignments.items():
+            if assignment.stage in (Stage.FETCHING, Stage.ANSWERED):  # if its round is over, nobody offers it again
+                self.say(FromClient(is_open=IsOpen(work=work)))
         return self._outgoing
 
     def disconnected(self) -> None:
@@ -117,7 +122,7 @@ class Workbench:
 
     async def _begin(self, assignment: Assignment) -> None:
         """Sends the answer if it was given before; else decides."""
-        known = await asyncio.to_thread(self._answers.read, assignment.work)
+        known = await self._known(assignment)
         if known is not None:
             self._answered(assignment, known)
             return
@@ -125,19 +130,25 @@ class Workbench:
         if assignment.stage is Stage.OVER:
             return
         if reason is not None:
-            self._drop(assignment)
-            self.say(FromClient(decline=Decline(work=assignment.work, reason=reason[: limits.TEXT])))
+            self._declined(assignment, reason)
             return
         assignment.stage = Stage.FETCHING
         self.say(FromClient(accept=Accept(work=assignment.work, offset=0)))
         self._work_if_whole(assignment)
+
+    async def _known(self, assignment: Assignment) -> bytes | None:
+        try:
+            return await asyncio.to_thread(self._answers.read, assignment.work)
+        except OSError:
+            log.exception("an answer that was given before cannot be read: the work is done again")
+            return None
 
     async def _decided(self, offer: Offer) -> str | None:
         try:
             return await asyncio.to_thread(self._handler.decide, offer)
         except Exception as error:
             log.exception("an offer could not be looked at")
-            return f"this client cannot look at the offer: {_outside(error)}"
+            return f"this client cannot look at the offer: {told_outside(error)}"
 
     async def _on_chunk(self, said: Chunk) -> None:
         assignment = self._assignments.get(said.work)
@@ -159,24 +170,37 @@ class Workbench:
                 await self._work(assignment)
 
     async def _work(self, assignment: Assignment) -> None:
+        try:
+            answer = await self._made(assignment)
+        except DeclinedError as error:
+            self._declined(assignment, str(error))
+        except Exception as error:
+            log.exception("run %s, round %d: the work failed", assignment.offer.run, assignment.offer.round)
+            self._failed(assignment, error)
+        else:
+            self._answered(assignment, answer)
+
+    def _declined(self, assignment: Assignment, reason: str) -> None:
+        if self._drop(assignment):
+            self.say(FromClient(decline=Decline(work=assignment.work, reason=reason[: limits.TEXT])))
+
+    def _failed(self, assignment: Assignment, error: Exception) -> None:
+        if self._drop(assignment):
+            self.say(FromClient(failed=Failed(work=assignment.work, reason=told_outside(error)[: limits.TEXT])))
+
+    async def _made(self, assignment: Assignment) -> bytes:
+        """The answer, stored. One that came of the same work after it was closed, and before it came again, is kept."""
         loop = asyncio.get_running_loop()
 
         def still_open() -> bool:
             return asyncio.run_coroutine_threadsafe(self._is_open(assignment), loop).result()
 
-        try:
-            task = assignment.task(still_open)
-            answer = await asyncio.to_thread(self._handler.work, task)
-            await asyncio.to_thread(self._answers.store, assignment.work, answer)
-        except DeclinedError as error:
-            self._drop(assignment)
-            self.say(FromClient(decline=Decline(work=assignment.work, reason=str(error)[: limits.TEXT])))
-        except Exception as error:
-            log.exception("run %s, round %d: the work failed", assignment.offer.run, assignment.offer.round)
-            self._drop(assignment)
-            self.say(FromClient(failed=Failed(work=assignment.work, reason=_outside(error)[: limits.TEXT])))
-        else:
-            self._answered(assignment, answer)
+        known = await self._known(assignment)
+        if known is not None:
+            return known
+        answer = await asyncio.to_thread(self._handler.work, assignment.task(still_open))
+        await asyncio.to_thread(self._answers.store, assignment.work, answer)
+        return answer
 
     def _answered(self, assignment: Assignment, answer: bytes) -> None:
         if assignment.stage is Stage.OVER:
@@ -197,11 +221,24 @@ class Workbench:
         assignment.sending = self._start(self._send(assignment, said.offset))
 
     async def _send(self, assignment: Assignment, offset: int) -> None:
-        if offset < len(assignment.answer):
-            await asyncio.to_thread(self._handler.sending, assignment.offer, assignment.answer, offset)
+        if offset < len(assignment.answer) and not await self._noted(assignment, offset):
+            return
         for start in range(offset, len(assignment.answer), limits.CHUNK):
             part = assignment.answer[start : start + limits.CHUNK]
             await self._said(FromClient(chunk=Chunk(work=assignment.work, offset=start, data=part)))
+
+    async def _noted(self, assignment: Assignment, offset: int) -> bool:
+        """Whether what leaves could be noted. The disk may be full for a while: then it is tried again."""
+        for left in reversed(range(NOTE_TRIES)):
+            try:
+                await asyncio.to_thread(self._handler.sending, assignment.offer, assignment.answer, offset)
+                return assignment.stage is Stage.ANSWERED
+            except Exception as error:
+                log.exception("what is about to leave cannot be noted, so it does not leave; tries left: %d", left)
+                if not left:
+                    self._failed(assignment, error)
+            await asyncio.sleep(NOTE_WAIT)
+        return False
 
     async def _on_acknowledged(self, said: Acknowledged) -> None:
         await self._over(said.work, said.counted, said.reason)
@@ -215,10 +252,13 @@ class Workbench:
             self._drop(assignment)
             await asyncio.to_thread(self._handler.ended, assignment.offer, counted, reason)
 
-    def _drop(self, assignment: Assignment) -> None:
-        assignment.stage = Stage.OVER
-        self._assignments.pop(assignment.work, None)
-        self._settle(assignment.work, False)
+    def _drop(self, assignment: Assignment) -> bool:
+        """Whether it was still wanted. What was dropped may be there again: the same work, offered anew."""
+        wanted, assignment.stage = assignment.stage is not Stage.OVER, Stage.OVER
+        if wanted:
+            del self._assignments[assignment.work]
+            self._settle(assignment.work, False)
+        return wanted
 
     # Is the round still open?
 
@@ -242,15 +282,12 @@ class Workbench:
 
     async def _on_openness(self, said: Openness) -> None:
         self._settle(said.work, said.open)
+        there = self._assignments.get(said.work)
+        if there is not None and not said.open and there.stage in (Stage.FETCHING, Stage.ANSWERED):
+            log.info("run %s, round %d: it ended while there was no connection", there.offer.run, there.offer.round)
+            self._drop(there)
 
     def _settle(self, work: str, is_open: bool) -> None:
         answer = self._opennesses.pop(work, None)
         if answer is not None and not answer.done():
             answer.set_result(is_open)
-
-
-def _outside(error: Exception) -> str:
-    """What may be told of an error: the link's own texts; of others, which may name rows or files, the kind alone."""
-    if isinstance(error, LinkError | WireError):
-        return f"{type(error).__name__}: {error}"
-    return f"{type(error).__name__} (its text stays in this client's own log)"

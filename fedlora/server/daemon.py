@@ -23,6 +23,7 @@ from fedlora.link.enrolment import EnrolmentService, enrolment_server
 from fedlora.link.grid import LinkGrid
 from fedlora.link.host import LinkHost
 from fedlora.link.hub import Presence
+from fedlora.link.inbox import FOLDER as INCOMING
 from fedlora.link.inbox import Inbox
 from fedlora.link.service import Doors, LinkService, link_server
 from fedlora.link.v1.link_pb2 import EraseReply, State
@@ -37,6 +38,7 @@ from fedlora.server.operator.token import FILE as TOKEN
 from fedlora.server.operator.token import make_token
 from fedlora.server.queue import Driver, RunQueue, Stop
 from fedlora.server.records import RunInfo, RunStatus
+from fedlora.server.retention import forgetting
 from fedlora.server.settings import ServerSettings
 from fedlora.server.store import RunStore
 from fedlora.server.submitted import for_sites
@@ -139,6 +141,7 @@ def running(home: Path, settings: ServerSettings, *, database: str | None = None
             stack.callback(_stopping, host, stop)
         stack.callback(_revocations(server))
         stack.enter_context(_operator(server))
+        stack.enter_context(forgetting(store, settings))
         yield server
 
 
@@ -254,11 +257,12 @@ def drive(server: Server, run: RunInfo, stop: Stop, listeners: Sequence[Listener
 def serve(server: Server, listeners: Sequence[Listener]) -> None:
     """Drives queued runs until SIGTERM or Ctrl-C: a round under way is given up, and run again at the next start."""
     finish_erasures(server.store)
+    clear_leftovers(server.store)
     driver = Driver(server.queue, lambda run, stop: drive(server, run, stop, listeners))
     watchdog = Watchdog()
     watchdog.start()
     server.host.begin(_beat(watchdog))
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _stopper(driver))
     notify("READY=1")
     try:
         driver.run()
@@ -266,9 +270,20 @@ def serve(server: Server, listeners: Sequence[Listener]) -> None:
         notify("STOPPING=1")
 
 
-def _interrupt(number: int, frame: object) -> None:
-    del number, frame
-    raise KeyboardInterrupt
+def clear_leftovers(store: RunStore) -> None:
+    """Deletes single updates that a server left which died just when their run had ended."""
+    for run in store.list():
+        if run.status in OVER and (run.folder / INCOMING).is_dir():
+            Inbox(run.folder).clear()
+
+
+def _stopper(driver: Driver) -> Callable[[int, object], None]:
+    def stop(number: int, frame: object) -> None:
+        del number, frame
+        driver.close()  # should a library, whose code this interrupts, make another error of what follows
+        raise KeyboardInterrupt
+
+    return stop
 
 
 async def _beat(watchdog: Watchdog) -> None:

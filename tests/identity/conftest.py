@@ -5,11 +5,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from fedlora.identity.authority import Authority, create_authority
 from fedlora.identity.registry import Registry
-from fedlora.server.store.database import Database
+from fedlora.server.store import RunStore
+from tests.postgres import postgres as postgres
+from tests.postgres import store_url as store_url
 
 
 class Hands:
@@ -36,7 +37,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, clock: Hands) -> Iterator[Registry]:
-    database = Database(sa.URL.create("sqlite", database=str(tmp_path / "fedlora.db")), tmp_path)
-    yield Registry(database, clock)
-    database.close()
+def registry(tmp_path: Path, clock: Hands, store_url: str | None) -> Iterator[Registry]:
+    with RunStore.open(tmp_path, url=store_url) as store:
+        yield Registry(store.database, clock)

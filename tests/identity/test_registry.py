@@ -1,4 +1,4 @@
-import sqlite3
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +16,11 @@ from fedlora.identity.records import ClientRecord, ClientStatus
 from fedlora.identity.registry import Registry
 from fedlora.identity.tokens import new_secret
 from fedlora.server.store import RunStore
-from fedlora.server.store.database import Database
+from fedlora.server.store.tables import metadata
 from tests.identity.conftest import Hands
+from tests.postgres import BOTH
 
+pytestmark = BOTH
 Drawn = Callable[[str], CertificateFacts]
 
 
@@ -75,9 +77,11 @@ def test_from_invitation_to_connection(registry: Registry, drawn: Drawn, clock: 
 
 def test_the_secret_is_not_in_the_database(registry: Registry, tmp_path: Path) -> None:
     secret = registry.invite("clinic-7")
-    files = [path.read_bytes() for path in tmp_path.glob("fedlora.db*")]
-    assert any(b"clinic-7" in data for data in files)
-    assert not any(secret.encode() in data for data in files)
+    with registry._database.reads() as connection:
+        rows = [connection.execute(sa.select(table)).all() for table in metadata.sorted_tables]
+    kept = [path.read_bytes() for path in tmp_path.glob("fedlora.db*")] + [repr(rows).encode()]
+    assert any(b"clinic-7" in data for data in kept)
+    assert not any(secret.encode() in data for data in kept)
 
 
 def test_every_bad_token_gets_one_and_the_same_answer(registry: Registry, joined: Joined, clock: Hands) -> None:
@@ -364,29 +368,41 @@ def test_admission_only_reads_once_a_certificate_was_used(registry: Registry, jo
         registry.admit("clinic-7", sha256)
 
 
-def test_clients_stay_when_the_server_starts_again(registry: Registry, joined: Joined, tmp_path: Path) -> None:
+def test_clients_stay_when_the_server_starts_again(
+    registry: Registry, joined: Joined, tmp_path: Path, store_url: str | None
+) -> None:
     sha256 = joined("clinic-7")
     registry._database.close()
-    database = Database(sa.URL.create("sqlite", database=str(tmp_path / "fedlora.db")), tmp_path)
-    Registry(database).admit("clinic-7", sha256)
-    database.close()
+    with RunStore.open(tmp_path, url=store_url) as store:
+        Registry(store.database).admit("clinic-7", sha256)
 
 
-def test_an_older_store_gets_the_tables(tmp_path: Path) -> None:
-    """A store that knew no clients yet keeps its runs."""
-    RunStore.open(tmp_path).close()
-    connection = sqlite3.connect(tmp_path / "fedlora.db")
-    with connection:
-        for table in ("tokens", "certificates", "clients"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
-        connection.execute(
-            "INSERT INTO runs VALUES"
-            " ('r1', 'n', 'finished', 's', 1, 1, 1, 'f', '2031-05-06 07:08:09.0', NULL, NULL, '{}', '{}', '')"
-        )
-    connection.close()
-    with RunStore.open(tmp_path) as store:
-        assert [run.id for run in store.list()] == ["r1"]
-    database = Database(sa.URL.create("sqlite", database=str(tmp_path / "fedlora.db")), tmp_path)
-    assert Registry(database).clients() == ()
-    database.close()
+def test_names_that_no_database_takes(registry: Registry) -> None:
+    """A stranger may put anything into a certificate: it is unknown, and no error of the database's."""
+    for name in ("nul\0", "half \ud800", "x" * 10_000):
+        with pytest.raises(IdentityError, match="no client"):
+            registry.admit(name, "0" * 64)
+
+
+def test_clients_are_listed_as_their_names_are_spelt(registry: Registry) -> None:
+    """Not as the database's language sorts them, where hyphens do not count."""
+    names = ["a-z", "ab", "a-b", "aa"]
+    for name in names:
+        registry.invite(name)
+    assert [record.name for record in registry.clients()] == sorted(names)
+
+
+def test_of_many_that_invite_one_client_the_last_counts(registry: Registry) -> None:
+    start = threading.Barrier(8)
+
+    def invite(_: int) -> str:
+        start.wait()
+        return registry.invite("clinic-7")
+
+    with ThreadPoolExecutor(8) as pool:
+        secrets = list(pool.map(invite, range(8)))
+    used = []
+    for secret in secrets:
+        with contextlib.suppress(IdentityError):
+            used.append(registry.redeem(secret))
+    assert used == ["clinic-7"]

@@ -7,6 +7,8 @@ import pytest
 
 from fedlora.server.records import RunInfo
 from fedlora.server.store import RunStore
+from tests.postgres import postgres as postgres
+from tests.postgres import store_url as store_url
 
 HERE = Path(__file__).parent
 
@@ -23,8 +25,8 @@ def samples() -> ModuleType:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[RunStore]:
-    with RunStore.open(tmp_path / "runs") as opened:
+def store(tmp_path: Path, store_url: str | None) -> Iterator[RunStore]:
+    with RunStore.open(tmp_path / "runs", url=store_url) as opened:
         yield opened
 
 

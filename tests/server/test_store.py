@@ -15,6 +15,10 @@ from fedlora.errors import ExitCode, StoreError, UnknownRunError
 from fedlora.server.records import Outcome, RosterRow, RoundRecord, RunInfo, RunStatus
 from fedlora.server.store import RunStore, Traffic
 from fedlora.server.store.names import new_id
+from tests.postgres import BOTH
+
+pytestmark = BOTH
+
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
 SIZES = st.integers(0, 2**62)
@@ -108,12 +112,14 @@ def test_an_id_cannot_be_used_twice(store: RunStore, samples: ModuleType, tmp_pa
     assert not (tmp_path / "other").exists()
 
 
-def test_a_moved_store_finds_its_runs(store: RunStore, samples: ModuleType, tmp_path: Path) -> None:
+def test_a_moved_store_finds_its_runs(
+    store: RunStore, store_url: str | None, samples: ModuleType, tmp_path: Path
+) -> None:
     inside = store.create(samples.config(), name="in")
     outside = store.create(samples.config(), name="out", folder=tmp_path / "out")
     store.close()
     moved = (tmp_path / "runs").rename(tmp_path / "archive")
-    with RunStore.open(moved) as opened:
+    with RunStore.open(moved, url=store_url) as opened:
         assert opened.find("in").folder == moved / inside.id
         assert opened.find("out").folder == outside.folder
 
@@ -159,6 +165,18 @@ def test_every_record_survives_the_database(store: RunStore, samples: ModuleType
     run = store.create(samples.config(), name="any")
     assert store.commit_round(run, record) == record
     assert store.history(run).rounds == (record,)
+
+
+def test_text_that_no_database_takes(store: RunStore, run: RunInfo) -> None:
+    """A client chooses the reason for which it declines, and names of metrics: it must not be able to end a run."""
+    reason, name = "nul \0 half \udc80 both \U0001f600", "m\0"
+    store.commit_round(run, RoundRecord(0, {name: 1.0}, (RosterRow(1, Outcome.DECLINED, reason, metrics={name: 2.0}),)))
+    (record,) = store.history(run).rounds
+    (row,) = record.roster
+    assert row.reason == "nul \ufffd half \ufffd both \U0001f600"
+    assert (record.metrics, row.metrics) == ({name: 1.0}, {name: 2.0})
+    with pytest.raises(UnknownRunError, match="no run"):
+        store.get("nul\0")
 
 
 def test_figures_that_are_not_finite_survive(store: RunStore, run: RunInfo) -> None:
@@ -241,13 +259,13 @@ def test_the_end_of_a_run_and_more_rounds(store: RunStore, run: RunInfo, samples
     assert store.reopen(run).config == again.config
 
 
-def test_only_one_process_holds_a_run(store: RunStore, run: RunInfo) -> None:
+def test_only_one_process_holds_a_run(store: RunStore, store_url: str | None, run: RunInfo) -> None:
     script = (
         "import sys; from pathlib import Path; from fedlora.server.store import RunStore\n"
-        "store = RunStore.open(Path(sys.argv[1])); run = store.get(sys.argv[2])\n"
+        "store = RunStore.open(Path(sys.argv[1]), url=sys.argv[3] or None); run = store.get(sys.argv[2])\n"
         "with store.lock(run):\n    sys.stdout.write('held\\n'); sys.stdout.flush(); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", script, str(store.folder), run.id]
+    command = [sys.executable, "-c", script, str(store.folder), run.id, store_url or ""]
     assert store.holder(run) is None
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -279,13 +297,15 @@ def test_looking_at_a_lock_does_not_keep_others_out(store: RunStore, run: RunInf
         assert not look.is_locked
 
 
-def test_readers_see_whole_rounds_while_a_process_writes(store: RunStore, run: RunInfo, samples: ModuleType) -> None:
+def test_readers_see_whole_rounds_while_a_process_writes(
+    store: RunStore, store_url: str | None, run: RunInfo, samples: ModuleType
+) -> None:
     last = 40
     seen: list[int] = []
     wrong: list[str] = []
 
     def read() -> None:
-        with RunStore.open(store.folder) as mine:
+        with RunStore.open(store.folder, url=store_url) as mine:
             while not seen or seen[-1] < last:
                 history = mine.history(run)
                 done = history.run.rounds_done  # not seen[-1]: the other reader may have added to it by then
@@ -306,13 +326,13 @@ def test_readers_see_whole_rounds_while_a_process_writes(store: RunStore, run: R
     assert wrong == []
 
 
-def test_two_runs_write_at_the_same_time(store: RunStore, samples: ModuleType) -> None:
+def test_two_runs_write_at_the_same_time(store: RunStore, store_url: str | None, samples: ModuleType) -> None:
     runs = [store.create(samples.config(), name=str(n)) for n in range(3)]
     errors: list[BaseException] = []
 
     def write(run: RunInfo) -> None:
         try:
-            with RunStore.open(store.folder) as mine:
+            with RunStore.open(store.folder, url=store_url) as mine:
                 for number in range(15):
                     mine.commit_round(run, samples.record(number))
         except StoreError as error:

@@ -15,7 +15,7 @@ from fedlora.errors import StoreError, UnknownRunError
 from fedlora.server.durable import explained
 from fedlora.server.records import Numbers, RoundRecord, RunHistory, RunInfo, RunStatus
 from fedlora.server.scrub import Erasures, erasures, exclusive
-from fedlora.server.store import blanking, folders, locks, names, rows, tables
+from fedlora.server.store import blanking, folders, locks, names, rows, tables, urls
 from fedlora.server.store.database import Database
 
 DATABASE = "fedlora.db"
@@ -45,15 +45,15 @@ class RunStore:
     def open(cls, folder: Path, *, url: str | None = None, create: bool = True) -> Self:
         """Opens the store in `folder`, and brings its database to this version's tables.
 
-        url: a SQLAlchemy URL; None: SQLite in `folder`/fedlora.db. create: make what is not there; if False, a
-        folder without a database is a StoreError.
+        url: of an SQLite or a PostgreSQL database (see `urls.parse`); None: SQLite in `folder`/fedlora.db. create:
+        make what is not there; if False, a folder without a database is a StoreError.
         """
         folder = Path(folder).resolve()
         if not create and url is None and not (folder / DATABASE).is_file():
             raise StoreError(f"there is no run store in {folder} (no {DATABASE}): check --store, or start a run first")
         with explained("make the store's folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, Database(_url(folder, url), folder))
+        return cls(folder, Database(sqlite_url(folder) if url is None else urls.parse(url), folder))
 
     @property
     def database(self) -> Database:
@@ -268,13 +268,9 @@ class RunStore:
         return self._read(connection, run_id)
 
 
-def _url(folder: Path, url: str | None) -> sa.URL:
-    if url is None:
-        return sa.URL.create("sqlite", database=str(folder / DATABASE))
-    try:
-        return sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise StoreError(f"{url!r} is no database URL ({error}): give one such as postgresql://host/name") from error
+def sqlite_url(folder: Path) -> sa.URL:
+    """The database of a store in `folder` that has no other one."""
+    return sa.URL.create("sqlite", database=str(folder / DATABASE))
 
 
 def _last_round(connection: sa.Connection, run_id: str) -> int | None:

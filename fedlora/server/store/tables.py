@@ -1,5 +1,6 @@
 """The tables of the run store. `migrations/` makes them; a test holds the two together."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,36 @@ class UtcTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class _Written(TypeDecorator[str]):
+    """Text of any origin: what PostgreSQL does not take (NUL, halves of surrogate pairs) becomes U+FFFD everywhere.
+
+    Or a client whose reason for declining has a NUL in it would end the run.
+    """
+
+    impl: type[sa.String] = sa.String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        del dialect
+        return None if value is None else _UNWRITABLE.sub("\ufffd", value)
+
+
+class ShortWords(_Written):
+    """Text of a bounded length."""
+
+    cache_ok = True
+
+
+class Words(_Written):
+    """Text of any length."""
+
+    impl = sa.Text
+    cache_ok = True
+
+
 metadata = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -34,26 +65,26 @@ metadata = sa.MetaData(
 runs = sa.Table(
     "runs",
     metadata,
-    sa.Column("id", sa.String(120), primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("status", sa.String(20), nullable=False),
-    sa.Column("strategy", sa.Text, nullable=False),
+    sa.Column("id", ShortWords(120), primary_key=True),
+    sa.Column("name", Words, nullable=False),
+    sa.Column("status", ShortWords(20), nullable=False),
+    sa.Column("strategy", Words, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("rounds", sa.Integer, nullable=False),
     sa.Column("rounds_done", sa.Integer, nullable=False),
-    sa.Column("folder", sa.Text, nullable=False, unique=True),  # relative to the store's folder where inside it
+    sa.Column("folder", Words, nullable=False, unique=True),  # relative to the store's folder where inside it
     sa.Column("created_at", UtcTime, nullable=False, index=True),
     sa.Column("finished_at", UtcTime),
-    sa.Column("sweep", sa.Text, index=True),
+    sa.Column("sweep", Words, index=True),
     sa.Column("summary", sa.JSON, nullable=False),
-    sa.Column("config", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("config", Words, nullable=False),
+    sa.Column("reason", Words, nullable=False),
 )
 
 rounds = sa.Table(
     "rounds",
     metadata,
-    sa.Column("run", sa.String(120), sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("run", ShortWords(120), sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("bytes_up", sa.BigInteger, nullable=False),
@@ -68,11 +99,11 @@ rounds = sa.Table(
 roster = sa.Table(
     "roster",
     metadata,
-    sa.Column("run", sa.String(120), primary_key=True),
+    sa.Column("run", ShortWords(120), primary_key=True),
     sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("client", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("outcome", sa.String(20), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("outcome", ShortWords(20), nullable=False),
+    sa.Column("reason", Words, nullable=False),
     sa.Column("samples", sa.BigInteger, nullable=False),
     sa.Column("bytes_up", sa.BigInteger, nullable=False),
     sa.Column("bytes_down", sa.BigInteger, nullable=False),
@@ -84,23 +115,23 @@ roster = sa.Table(
 clients = sa.Table(
     "clients",
     metadata,
-    sa.Column("name", sa.String(63), primary_key=True),
-    sa.Column("status", sa.String(20), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),  # of a revocation
+    sa.Column("name", ShortWords(63), primary_key=True),
+    sa.Column("status", ShortWords(20), nullable=False),
+    sa.Column("reason", Words, nullable=False),  # of a revocation
     sa.Column("enrolled_at", UtcTime),
     sa.Column("last_seen", UtcTime),
-    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("version", Words, nullable=False),
 )
 
 # Every certificate that was given out and could still be shown: how else could one of them be told from a stolen one?
 certificates = sa.Table(
     "certificates",
     metadata,
-    sa.Column("sha256", sa.String(64), primary_key=True),
-    sa.Column("client", sa.String(63), sa.ForeignKey("clients.name", ondelete="CASCADE"), nullable=False),
+    sa.Column("sha256", ShortWords(64), primary_key=True),
+    sa.Column("client", ShortWords(63), sa.ForeignKey("clients.name", ondelete="CASCADE"), nullable=False),
     sa.Column("number", sa.Integer, nullable=False),  # 1, 2, … in the order in which a client got them
-    sa.Column("serial", sa.String(40), nullable=False),
-    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("serial", ShortWords(40), nullable=False),
+    sa.Column("state", ShortWords(20), nullable=False),
     sa.Column("issued_at", UtcTime, nullable=False),
     sa.Column("used_at", UtcTime),  # for the first time
     sa.Column("expires_at", UtcTime, nullable=False),
@@ -110,8 +141,8 @@ certificates = sa.Table(
 tokens = sa.Table(
     "tokens",
     metadata,
-    sa.Column("digest", sa.String(64), primary_key=True),  # SHA-256 of the secret, which is stored nowhere
-    sa.Column("client", sa.String(63), sa.ForeignKey("clients.name", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("digest", ShortWords(64), primary_key=True),  # SHA-256 of the secret, which is stored nowhere
+    sa.Column("client", ShortWords(63), sa.ForeignKey("clients.name", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("expires_at", UtcTime, nullable=False),
     sa.Column("used_at", UtcTime),
