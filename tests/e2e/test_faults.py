@@ -13,4 +13,4 @@ def test_every_fault_ends_as_it_must(tmp_path: Path) -> None:
     verdicts = faults.measured(faults.QUICK, "", tmp_path)
     bad = [(v.case.row, v.case.name, v.problem, list(v.miscounted), v.same) for v in verdicts if not v.good]
     assert not bad, faults.table(verdicts)
-    assert len({verdict.case.row for verdict in verdicts}) == 19
+    assert len({verdict.case.row for verdict in verdicts}) == 20

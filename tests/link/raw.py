@@ -33,7 +33,7 @@ from fedlora.link.v1.link_pb2 import (
     Upload,
 )
 from fedlora.wire import Answer, write_answer
-from tests.link.world import Daemon, World, refuse
+from tests.link.world import World, refuse
 
 METHOD = "/fedlora.v1.Link/Connect"
 
@@ -200,12 +200,6 @@ def upload(raw: Raw, work: str, data: bytes) -> None:
     raw.say(announced(work, data))
     offset = raw.hear("resume").offset
     raw.say(*(frame for frame in chunks(work, data) if frame.chunk.offset >= offset))
-
-
-def stop(daemon: Daemon) -> None:
-    """Stops a client of the world, and closes its event loop."""
-    daemon.stop()
-    daemon._loop.close()
 
 
 @contextmanager

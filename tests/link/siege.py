@@ -13,7 +13,7 @@ from fedlora.link.host import LinkHost
 from fedlora.link.service import LinkService
 from fedlora.link.v1.link_pb2 import Offer
 from fedlora.server.admission import LOST_CODE
-from tests.link.raw import Raw, hello, pair, served, stop
+from tests.link.raw import Raw, hello, pair, served
 from tests.link.world import Daemon, Scripted, World, eventually, message, values
 
 SITES = ["site-0", "site-1"]
@@ -100,4 +100,4 @@ def _honest(world: World, host: LinkHost) -> Iterator[Scripted]:
         eventually(lambda: "site-0" in host.hub.connected())
         yield honest
     finally:
-        stop(daemon)
+        daemon.stop()

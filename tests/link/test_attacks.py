@@ -27,8 +27,8 @@ from fedlora.link.v1.link_pb2 import (
 from fedlora.server.admission import LOST_CODE
 from fedlora.wire import declined_reason
 from tests.link.raw import ABOUT, Raw, announced, answer, chunks, hello, upload
-from tests.link.siege import Siege, besieged
-from tests.link.world import World, eventually, make_world, values
+from tests.link.siege import SITES, Siege, besieged
+from tests.link.world import World, eventually, make_world, message, values
 
 
 @pytest.fixture
@@ -244,6 +244,19 @@ def test_the_work_of_another_site_cannot_be_answered_ended_or_read(siege: Siege)
         let_go.set()
 
 
+def test_a_chunk_goes_to_the_answer_that_was_announced_and_to_no_other(siege: Siege) -> None:
+    """Also among works of the same client."""
+    with siege.round() as (raw, offer):
+        other = siege.world.grid(siege.host, SITES, run="run-2", absence=0.2)
+        collect = other.ask([message(1, 1, run="run-2")])
+        second = raw.hear("offer")
+        data = answer(offer, 1)
+        raw.say(announced(offer.work, data), *chunks(second.work, data))
+        assert "was not announced" in raw.ended()
+        raw.hang_up()
+        assert next(iter(collect())).has_error()
+
+
 def test_works_that_nobody_knows_are_not_open(siege: Siege) -> None:
     with siege.round() as (raw, _):
         for unknown in ("0" * 64, "f" * 64):
@@ -427,7 +440,8 @@ def test_who_says_nothing_for_too_long_is_told_so(siege: Siege, monkeypatch: pyt
     siege.check_honest()
 
 
-def test_who_was_dismissed_cannot_go_on_by_not_reading_the_goodbye(siege: Siege) -> None:
+@pytest.mark.parametrize("silent", [False, True])
+def test_who_was_dismissed_cannot_go_on_by_not_reading_the_goodbye(siege: Siege, silent: bool) -> None:
     """Revoked while it does not read: the last word cannot be written, and nothing that it says counts."""
     with siege.offender(reads=False) as raw:
         collect = siege.ask(0, 1, numbers=3_000_000)
@@ -436,7 +450,8 @@ def test_who_was_dismissed_cannot_go_on_by_not_reading_the_goodbye(siege: Siege)
         session: Any = siege.host.hub.presences["site-1"].connection
         eventually(lambda: not session._room.is_set())
         siege.host.call(dismissed(siege.host))
-        raw.say(announced(work, b"abc"), *chunks(work, b"abc"))
+        if not silent:
+            raw.say(announced(work, b"abc"), *chunks(work, b"abc"))
         eventually(lambda: "site-1" not in siege.host.hub.connected(), 2 * limits.LAST_WORD)
         honest, lost = collect()
         assert (values([honest]), lost.error.code) == ({2: 1.0}, LOST_CODE)

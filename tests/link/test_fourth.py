@@ -12,7 +12,7 @@ from fedlora.link.host import LinkHost
 from fedlora.link.v1.link_pb2 import Offer
 from fedlora.server.admission import Expected, Verdict, admit
 from fedlora.server.records import Outcome
-from tests.link.raw import Raw, answer, hello, stop, upload
+from tests.link.raw import Raw, answer, hello, upload
 from tests.link.test_content import CRAFTED, with_tensor
 from tests.link.world import Daemon, Scripted, World, eventually, make_world, manifest, message
 
@@ -30,7 +30,7 @@ def host(world: World) -> Iterator[LinkHost]:
     with world.server() as host, ExitStack() as stack:
         for number in range(LIAR):
             folder = world.folder / "answers" / str(number)
-            stack.callback(stop, Daemon(world.dial(SITES[number]), Scripted(number), folder))
+            stack.callback(Daemon(world.dial(SITES[number]), Scripted(number), folder).stop)
         eventually(lambda: len(host.hub.connected()) == LIAR)
         yield host
 

@@ -60,17 +60,21 @@ VALUES: dict[int, st.SearchStrategy[Any]] = {
     _KINDS.TYPE_BYTES: st.one_of(st.binary(max_size=SIZE + 2), st.binary(min_size=32, max_size=32)),
 }
 arbitrary = message_of(FromClient.DESCRIPTOR)
-spoken = st.lists(
-    st.one_of(
-        arbitrary,
-        arbitrary,
-        st.just(announced(OWN, bytes(SIZE), sha256=b"1" * 32)),  # so that chunks have somewhere to go
-        st.binary(max_size=100),
-        mangled(hello().SerializeToString()),
-    ),
-    min_size=1,
-    max_size=12,
-)
+
+
+@st.composite
+def about_a_work(draw: st.DrawFn) -> FromClient:
+    """Anything that is said about a work which there is."""
+    kinds = [part for part in FromClient.DESCRIPTOR.fields if "work" in part.message_type.fields_by_name]
+    kind = draw(st.sampled_from(kinds))
+    found = draw(message_of(kind.message_type))
+    found.work = draw(st.sampled_from([OWN, OTHERS]))
+    return FromClient(**{kind.name: found})
+
+
+somewhere_to_go = st.just(announced(OWN, bytes(SIZE), sha256=b"1" * 32))
+noise = st.one_of(arbitrary, st.binary(max_size=100), mangled(hello().SerializeToString()))
+spoken = st.lists(st.one_of(about_a_work(), about_a_work(), somewhere_to_go, noise), min_size=1, max_size=12)
 
 
 @dataclass
