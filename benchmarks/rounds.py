@@ -89,12 +89,12 @@ def print_few(rows: Mapping[str, Figures], asked: argparse.Namespace) -> None:
     """The first table."""
     print(f"\nan empty round, {asked.clients} clients, {asked.payload:,} bytes each way, TLS on loopback")
     print(
-        f"{'':18} {'rounds':>6} {'median':>11} {'p95':>11} {f'of a {asked.real_round:g} s round':>16}"
+        f"{'':20} {'rounds':>6} {'median':>11} {'p95':>11} {f'of a {asked.real_round:g} s round':>16}"
         f" {'fedlora / this':>15} {'load':>5}"
     )
     for name, row in rows.items():
         print(
-            f"{name:18} {row['rounds']:6} {1000 * row['median']:8,.1f} ms {1000 * row['p95']:8,.1f} ms"
+            f"{name:20} {row['rounds']:6} {1000 * row['median']:8,.1f} ms {1000 * row['p95']:8,.1f} ms"
             f" {row['share']:16.2%} {row['fedlora_ratio']:15.5f} {row['load']:5.1f}"
         )
     if len(rows) > 1:

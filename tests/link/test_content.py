@@ -396,7 +396,8 @@ NAMES = [
     "float32",
 ]
 names = st.one_of(st.sampled_from([*NAMES, "m.lora_B", "numpy.ndarray", "samples-withheld", "ledger"]), TEXT)
-arrays_of = st.one_of(st.binary(max_size=50), st.sampled_from([v[0] for v in CRAFTED.values()]), st.just(HONEST_BYTES))
+floats = npst.arrays(np.float32, st.sampled_from([(2, 5), (3, 2)])).map(npy)
+arrays_of = st.one_of(st.binary(max_size=50), st.sampled_from([found[0] for found in CRAFTED.values()]), floats)
 whole_numbers = {
     "uint64": st.one_of(st.integers(0, 10), st.integers(0, 2**64 - 1)),
     "uint32": st.integers(0, 2**32 - 1),
@@ -446,6 +447,23 @@ def almost_honest(draw: st.DrawFn) -> Content:
 @settings(max_examples=400)
 def test_answers_with_one_field_changed_get_a_verdict(place: Path, found: Content, expected: Expected) -> None:
     check_verdict(judge(place, content.serialised(found), expected))
+
+
+@given(
+    a=npst.arrays(np.float32, (2, 5)),
+    b=npst.arrays(np.float32, (3, 2)),
+    samples=st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1)),
+    expected=st.sampled_from(RULES),
+)
+@settings(max_examples=200)
+def test_arbitrary_values_get_a_verdict(
+    place: Path, a: np.ndarray, b: np.ndarray, samples: int, expected: Expected
+) -> None:
+    answer = Answer("run", 3, 1, {"m.lora_A": a, "m.lora_B": b}, samples, {})
+    verdict = judge(place, content.serialised(content.whole(write_answer(answer))), expected)
+    check_verdict(verdict)
+    if not expected.private and not 0 < samples <= expected.rules.max_samples:
+        assert verdict.row.outcome is Outcome.REJECTED
 
 
 def with_tensor(data: bytes) -> bytes:

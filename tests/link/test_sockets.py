@@ -155,7 +155,7 @@ def test_who_takes_no_frame_at_all_soon_gets_no_call_either(
 ) -> None:
     monkeypatch.setattr(limits, "LAST_WORD", 0.2)
     with ExitStack() as stack:
-        for first in [hello(instance=""), hello(protocol=7)] * 2 + [b""]:
+        for first in [hello(instance=""), *[hello(protocol=7)] * (limits.STUCK - 1)]:
             connection = stack.enter_context(secure(siege))
             push(connection, NO_WINDOW, headers(1), said(first))
         eventually(lambda: siege.service._stuck["site-1"] == limits.STUCK)

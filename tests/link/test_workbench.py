@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 
 from fedlora.link import content, workbench
 from fedlora.link.answers import AnswerBox
-from fedlora.link.assignment import Task
+from fedlora.link.assignment import Stage, Task
 from fedlora.link.v1.link_pb2 import Chunk, Closed, FromClient, Offer, Openness, Resume
 from fedlora.link.workbench import Workbench
 from fedlora.link.works import Payload
@@ -94,7 +94,7 @@ def test_an_answer_whose_round_ended_out_of_sight_does_not_keep_the_client_from_
         await bench.offered()
         await bench.until(lambda: bool(handler.worked))
         bench.disconnect()
-        await bench.until(lambda: (tmp_path / f"{WORK}.answer").exists())
+        await bench.until(lambda: bench.bench._assignments[WORK].stage is Stage.ANSWERED)
         bench.connect()
         await bench.until_said("is_open")
         await bench.bench.hear("openness", Openness(work=WORK, open=False))
