@@ -88,7 +88,7 @@ class SiteGrid(VirtualGrid):
 def of_sites(config: RunConfig, store: Path) -> RunConfig:
     """The same run with sites in the place of virtual clients."""
     names = tuple(f"site-{client}" for client in range(config.federation.clients))
-    federation = config.federation.model_copy(update={"sites": names})
+    federation = config.federation.model_copy(update={"sites": names, "release_few": True})
     return config.model_copy(update={"federation": federation, "store": store})
 
 

@@ -5,7 +5,7 @@ import pytest
 from fedlora.config.compose import compose
 from fedlora.errors import ConfigError
 
-TWO = ["federation.clients=2", "federation.cohort=2", "federation.sites=[north,south]"]
+TWO = ["federation.clients=2", "federation.cohort=2", "federation.sites=[north,south]", "federation.release_few=true"]
 
 
 def test_sites_have_numbers_in_their_order() -> None:
@@ -23,7 +23,7 @@ def test_a_limit_on_the_servers_rows_is_no_limit_on_the_sites() -> None:
     ("overrides", "said"),
     [
         ([*TWO[1:], "federation.clients=3"], "federation.sites names 2 sites, and federation.clients = 3"),
-        ([*TWO[:2], "federation.sites=[north,north]"], "federation.sites names north more than once"),
+        ([*TWO[:2], TWO[3], "federation.sites=[north,north]"], "federation.sites names north more than once"),
         ([*TWO, "privacy=dp", "privacy.epsilon=3", "privacy.ceiling=5"], "privacy.ceiling is for simulated clients"),
         ([*TWO, "privacy=dp", "privacy.epsilon=3", "privacy.ledgers=here"], "privacy.ledgers is for simulated clients"),
         ([*TWO, "strategy=fed_sb", "strategy.init=paper"], "starts from all clients' rows"),
