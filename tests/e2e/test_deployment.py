@@ -54,7 +54,7 @@ def test_a_killed_client_comes_back_into_its_round(federation: Federation) -> No
 def test_a_site_that_is_away_is_named_and_the_others_go_on(federation: Federation) -> None:
     federation.start(clients=[0, 1])
     federation.join(2)
-    run = federation.submit("federation.absence=1", "federation.rounds=2")
+    run = federation.submit("federation.absence=1", "federation.rounds=2", "federation.release_few=true")
     federation.wait(run)
     row = federation.roster(run, 2)[2]
     assert row["outcome"] == "lost"

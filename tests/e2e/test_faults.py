@@ -1,15 +1,10 @@
 """At least one case of each fault of `make faults`: whatever dies, sleeps, fills up or breaks, the run ends well."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif("FEDLORA_FAULTS" not in os.environ, reason="minutes of kills: FEDLORA_FAULTS=1 runs them"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_every_fault_ends_as_it_must(tmp_path: Path) -> None:

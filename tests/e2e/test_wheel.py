@@ -14,7 +14,7 @@ from fedlora.errors import ExitCode
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DATA_SUFFIXES = {".yaml", ".html", ".css", ".mako", ".md", ".typed"}
+DATA_SUFFIXES = {".yaml", ".html", ".css", ".mako", ".md", ".typed", ".proto", ".pyi"}
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
