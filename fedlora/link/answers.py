@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedlora.server.durable import explained, replace_synced, sync_folder
+from fedlora.server.durable import explained, replace_synced
 
 KEPT = 4
 """Answers that are kept: the newest, and a few before, which a server that was set back may ask for."""
@@ -25,7 +25,6 @@ class AnswerBox:
         """Keeps an answer; on return the disk has it. Older ones go."""
         with explained("store an answer in", self._folder, needed=len(data)):
             replace_synced(self._path(work), data)
-            sync_folder(self._folder)
         by_age = sorted(self._folder.glob("*.answer"), key=lambda path: path.stat().st_mtime_ns)
         for path in by_age[:-KEPT]:
             path.unlink(missing_ok=True)

@@ -194,8 +194,8 @@ def _scalars(values: Values) -> dict[str, Any]:
 def work_id(kind: str, task: Content, shared: bytes) -> str:
     """SHA-256 of what an answer depends on, 64 hexadecimal digits.
 
-    task: the task's facts. shared: the serialised arrays of the round; not those that a client is sent once, whose
-    digest is among the facts.
+    task: the task's facts. shared: SHA-256 of the round's serialised arrays, made once for a cohort; not of those that
+    a client is sent once, whose digest is among the facts.
     """
     kept = Content()
     kept.CopyFrom(task)

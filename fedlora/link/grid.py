@@ -1,5 +1,7 @@
 """The link as a Flower Grid: its nodes are the sites of one run, wherever their daemons are."""
 
+import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -125,7 +127,7 @@ class LinkGrid(Grid):
     ) -> list[tuple[Message, Work]]:
 
         deadline = None if timeout is None else time.monotonic() + timeout
-        asked = [(message, draft.work(self.name, deadline)) for message, draft in pending]
+        asked = [(message, draft.work(self.name, self.inbox, deadline)) for message, draft in pending]
         for _, work in asked:
             file = self.inbox.answer(work.id)
             if file is not None:  # from before this server was started
@@ -141,16 +143,17 @@ class LinkGrid(Grid):
         if key not in shared:
             rounds = RecordDict({name: _ordered(record) for name, record in arrays.items() if name != "once"})
             payload = Payload.of(content.serialised(content.arrays(message.content)))
-            shared[key] = (payload, content.serialised(content.arrays(rounds)))
+            shared[key] = (payload, hashlib.sha256(content.serialised(content.arrays(rounds))).digest())
         payload, of_round = shared[key]
-        node = message.metadata.dst_node_id
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        facts = content.facts(message.content)
         return _Draft(
             site=self.sites[node - SERVER_NODE_ID - 1],
             round=int(message.metadata.group_id or 0),
-            kind=message.metadata.message_type,
-            facts=content.facts(message.content),
+            kind=kind,
+            facts=facts,
             payload=payload,
-            of_round=of_round,
+            id=content.work_id(kind, facts, of_round),
             largest=largest_answer(message.content),
         )
 
@@ -161,7 +164,7 @@ class LinkGrid(Grid):
 
 
 _Shared = dict[tuple[int, int], tuple[Payload, bytes]]
-"""Serialised arrays by the identity of their records: what travels, and the round's part of it."""
+"""By the identity of a cohort's records: the arrays that travel, and the SHA-256 of the round's part of them."""
 
 
 @dataclass(frozen=True)
@@ -173,13 +176,13 @@ class _Draft:
     kind: str
     facts: Content
     payload: Payload
-    of_round: bytes
+    id: str
     largest: int
 
-    def work(self, run: str, deadline: float | None) -> Work:
+    def work(self, run: str, inbox: Inbox, deadline: float | None) -> Work:
         """Inside the event loop: a work has a future."""
-        work_id = content.work_id(self.kind, self.facts, self.of_round)
-        return Work(work_id, self.site, run, self.round, self.kind, self.facts, self.payload, self.largest, deadline)
+        fixed = (self.round, self.kind, self.facts, self.payload, inbox, self.largest)
+        return Work(self.id, self.site, run, *fixed, deadline)
 
 
 def _ordered(record: ArrayRecord) -> ArrayRecord:
@@ -190,10 +193,16 @@ def _ordered(record: ArrayRecord) -> ArrayRecord:
 def largest_answer(task: RecordDict) -> int:
     """Bytes that an answer to `task` may have: its manifest's tensors, as wide as the task asks for, and some room."""
     fields: ConfigRecord = next(task.config_records[name] for name in RECORDS if name in task.config_records)
-    manifest = read_manifest(str(fields["manifest"]))
-    width = math.ceil(int(str(fields.get("width", manifest.r))) / manifest.r)
+    return _largest(str(fields["manifest"]), int(str(fields["width"])) if "width" in fields else None)
+
+
+@functools.lru_cache(maxsize=64)
+def _largest(manifest_text: str, width: int | None) -> int:
+    """Kept: a cohort's tasks have one manifest."""
+    manifest = read_manifest(manifest_text)
+    times = math.ceil((manifest.r if width is None else width) / manifest.r)
     tensors = sum(spec.nbytes + limits.TENSOR_SLACK for spec in manifest.tensors.values())
-    return max(1, width) * tensors + limits.ANSWER_SLACK
+    return max(1, times) * tensors + limits.ANSWER_SLACK
 
 
 def _answered(message: Message, end: Ended) -> Message:

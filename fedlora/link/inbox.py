@@ -16,6 +16,7 @@ from fedlora.server.durable import explained, sync_folder
 
 FOLDER = "incoming"
 _PART, _ANSWER = ".part", ".answer"
+_ID = 64  # characters of a work's id, with which the names of its files begin
 
 
 class UploadError(Exception):
@@ -44,6 +45,7 @@ class Inbox:
         with explained("make the folder for updates", self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.chmod(stat.S_IRWXU)
+            self._parts = {path.name[:_ID]: path.name for path in self._folder.glob(f"*{_PART}")}
 
     def answer(self, work: str) -> Path | None:
         """The file with the whole answer to `work`, if it is there."""
@@ -53,9 +55,10 @@ class Inbox:
     def receive(self, announced: Announced) -> "Receiving":
         """Begins an upload, or goes on with one that broke off. Raises StoreError if the disk does not take it."""
         path = self._folder / announced.part
-        for other in self._folder.glob(f"{announced.work}-*{_PART}"):  # an earlier try with another content
-            if other != path:
-                other.unlink(missing_ok=True)
+        earlier = self._parts.get(announced.work, path.name)
+        if earlier != path.name:  # a try with another content
+            (self._folder / earlier).unlink(missing_ok=True)
+        self._parts[announced.work] = path.name
         return Receiving(path, announced)
 
     def keep(self, path: Path, work: str) -> Path:
@@ -70,9 +73,12 @@ class Inbox:
 
     def forget(self, works: Iterable[str]) -> None:
         """Deletes the answers to `works`, and what came of them."""
-        for work in works:
-            for path in self._folder.glob(f"{work}*"):
+        over = set(works)
+        for path in self._folder.iterdir():  # once: looking for each work's files takes a cohort's square
+            if path.name[:_ID] in over:
                 path.unlink(missing_ok=True)
+        for work in over:
+            self._parts.pop(work, None)
 
     def clear(self) -> None:
         """Deletes everything: the run has ended, or its rounds are committed."""

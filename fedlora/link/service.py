@@ -79,7 +79,7 @@ class LinkService(link_pb2_grpc.LinkServicer):
             log.error("client %r cannot be let in now: %s", name, error)
             await self._turned_away(name, context, Goodbye(reason="the server cannot let clients in now", retry=True))
         else:
-            await self._serve(Session(name, hello, self.hub, self.doors.inbox), request_iterator, context)
+            await self._serve(Session(name, hello, self.hub), request_iterator, context)
 
     async def Renew(self, request: RenewRequest, context: Any) -> Certificate:  # noqa: N802 - gRPC's name
         """A new certificate for the client that asks."""

@@ -9,7 +9,7 @@ from typing import Any
 from fedlora.errors import StoreError
 from fedlora.link import limits
 from fedlora.link.hub import Hub
-from fedlora.link.inbox import Announced, Inbox, Receiving
+from fedlora.link.inbox import Announced, Receiving
 from fedlora.link.v1.link_pb2 import (
     Accept,
     Acknowledged,
@@ -45,12 +45,12 @@ class ProtocolError(Exception):
 class Session:
     """One connected client.
 
-    hub: where works and clients are. inbox: gives the place for a run's answers.
+    hub: where works and clients are.
     """
 
-    def __init__(self, site: str, hello: Hello, hub: Hub, inbox: Callable[[str], Inbox]) -> None:
+    def __init__(self, site: str, hello: Hello, hub: Hub) -> None:
         self.site, self.hello = site, hello
-        self._hub, self._inbox = hub, inbox
+        self._hub = hub
         self._outgoing: asyncio.Queue[FromServer | None] = asyncio.Queue()
         self._waiting = 0  # what is in it, bytes
         self._over = asyncio.Event()
@@ -209,7 +209,7 @@ class Session:
         if self._receiving is None or self._receiving.announced != announced:  # else all of it would be hashed again
             if self._receiving is not None:
                 self._receiving.close()
-            self._receiving = await asyncio.to_thread(self._inbox(work.run).receive, announced)
+            self._receiving = await asyncio.to_thread(work.inbox.receive, announced)
         self.say(FromServer(resume=Resume(work=said.work, offset=self._receiving.offset)))
         await self._keep_if_whole(work)
 
@@ -233,9 +233,8 @@ class Session:
 
     async def _kept(self, work: Work, receiving: Receiving) -> None:
         """Ends the work with a whole answer, unless its round was closed while the disk wrote."""
-        inbox = self._inbox(work.run)
         try:
-            file = await asyncio.to_thread(inbox.keep, receiving.path, work.id)
+            file = await asyncio.to_thread(work.inbox.keep, receiving.path, work.id)
         except StoreError:
             if work.ended.done():  # it was deleted with its round
                 return
@@ -243,7 +242,7 @@ class Session:
         work.end(Ending.ANSWERED, file=file)
         late = work.ended.result().how is not Ending.ANSWERED
         if late and self._hub.of(self.site, work.id) in (None, work):  # and it was not asked for anew
-            inbox.forget([work.id])
+            work.inbox.forget([work.id])
 
     def _acknowledge(self, work_id: str, work: Work | None) -> None:
         """An answer is taken once; that it came before is no fault."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from fedlora.link.inbox import Inbox
 from fedlora.link.v1.link_pb2 import Content, Offer
 
 WORK_ID = re.compile(r"[0-9a-f]{64}")
@@ -56,6 +57,7 @@ class Work:
     kind: str
     facts: Content
     payload: Payload
+    inbox: Inbox
     largest: int
     deadline: float | None
     ended: "asyncio.Future[Ended]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())

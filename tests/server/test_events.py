@@ -50,6 +50,7 @@ VALUES = {
     "cohort": st.lists(st.integers(0, 2**40)).map(tuple),
     "eta_seconds": st.none() | st.floats(0, 1e9),
     "seconds": st.floats(0, 1e9),
+    "wait": st.floats(0, 1e9),
 }
 
 
