@@ -26,6 +26,13 @@ class Encoded(Protocol):
         """
         ...
 
+    def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[Batch, Sequence[int]]:
+        """The records of several clients as one `compact` batch, part by part, and how many rows each part has in it.
+
+        No row holds records of two parts.
+        """
+        ...
+
 
 class Task(Protocol):
     """One kind of problem, bound to one model family and one label set.

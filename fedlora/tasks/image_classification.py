@@ -51,6 +51,10 @@ class ImageRows:
         """The same as `batch`."""
         return self.batch(rows)
 
+    def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Sequence[int]]:
+        """See `fedlora.tasks.base.Encoded`."""
+        return self.batch([row for part in parts for row in part]), [len(part) for part in parts]
+
 
 @dataclass
 class ImageClassification:

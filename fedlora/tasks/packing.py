@@ -26,8 +26,8 @@ PACKABLE = frozenset({"bert"})
 ROW_TOKENS = 64
 """Tokens of a packed row, about. Attention grows with its square, and is small up to here."""
 
-MEMBERSHIP = "membership"
-"""The batch's key for the weights [n, m·W] with which each record's logits are the mean of its tokens' logits."""
+OWNERS, LENGTHS = "owners", "lengths"
+"""A packed batch's keys: whose each token is, [m, W] (n for padding), and each record's number of tokens, [n]."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,24 @@ class PackedTokenRows(TokenRows):
     """Tokenised rows whose training batches are packed."""
 
     def compact(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The rows packed into m rows of W tokens: ids and positions [m, W], mask [m, 1, W, W], membership [n, m·W]."""
+        """The rows packed into m rows of W tokens: ids, positions and owners [m, W], mask [m, 1, W, W], lengths [n]."""
+        return self.dealt([rows])[0]
+
+    def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Sequence[int]]:
+        """See `fedlora.tasks.base.Encoded`: each part is packed into rows of its own, all of the same width."""
+        arranged = [arrange(self.lengths[np.asarray(part, np.int64)].tolist(), ROW_TOKENS) for part in parts]
+        counts = [1 + max(row for row, _ in places) for places, _ in arranged]
+        firsts = [sum(counts[:part]) for part in range(len(counts))]
+        places = [
+            (first + row, start) for first, (mine, _) in zip(firsts, arranged, strict=True) for row, start in mine
+        ]
+        width = max(width for _, width in arranged)
+        return self._packed([row for part in parts for row in part], places, sum(counts), width), counts
+
+    def _packed(
+        self, rows: Sequence[int], places: Sequence[tuple[int, int]], count: int, width: int
+    ) -> dict[str, Tensor]:
         lengths = self.lengths[np.asarray(rows, np.int64)]
-        places, width = arrange(lengths.tolist(), ROW_TOKENS)
-        count = 1 + max(row for row, _ in places)
         batch = {name: np.full((count, width), self.fills[name], np.int64) for name in self.columns}
         positions = np.zeros((count, width), np.int64)
         owners = np.full((count, width), -1, np.int64)
@@ -50,7 +64,8 @@ class PackedTokenRows(TokenRows):
             owners[row, span] = record
         packed = {name: torch.from_numpy(values) for name, values in batch.items()}
         packed |= {"position_ids": torch.from_numpy(positions), "attention_mask": _mask(owners)}
-        packed[MEMBERSHIP] = _membership(owners, lengths)
+        packed[OWNERS] = torch.from_numpy(np.where(owners < 0, len(rows), owners))
+        packed[LENGTHS] = torch.from_numpy(lengths)
         picked = np.asarray(rows, np.int64)
         return packed | {name: torch.from_numpy(values[picked]) for name, values in self.scalars.items()}
 
@@ -76,6 +91,12 @@ def _mask(owners: NDArray[np.int64]) -> Tensor:
     return torch.zeros(same.shape).masked_fill_(~same, torch.finfo(torch.float32).min).unsqueeze(1)
 
 
-def _membership(owners: NDArray[np.int64], lengths: NDArray[np.int64]) -> Tensor:
-    mine = owners.reshape(1, -1) == np.arange(len(lengths)).reshape(-1, 1)
-    return torch.from_numpy((mine / lengths.reshape(-1, 1)).astype(np.float32))
+def mean_of_records(logits: Tensor, owners: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of each record's tokens' logits: [m, W, C] → [n, C].
+
+    A sum by owner, and no product with a matrix of zeros and weights: there, a record that is not finite would spoil
+    the others.
+    """
+    sums = logits.new_zeros(len(lengths) + 1, logits.shape[-1])
+    sums = sums.index_add(0, owners.flatten(), logits.flatten(0, 1))
+    return sums[:-1] / lengths.unsqueeze(-1).to(logits.dtype)

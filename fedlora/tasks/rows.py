@@ -67,6 +67,10 @@ class TokenRows:
         """The same as `batch`."""
         return self.batch(rows)
 
+    def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Sequence[int]]:
+        """See `fedlora.tasks.base.Encoded`: padded to the longest of all."""
+        return self.batch([row for part in parts for row in part]), [len(part) for part in parts]
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row: evaluation puts rows of like length into one batch."""

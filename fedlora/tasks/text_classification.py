@@ -22,7 +22,7 @@ from fedlora.tasks.cards import TEXT_INPUTS, Recipe, card
 from fedlora.tasks.classification import record_losses, record_metrics
 from fedlora.tasks.heads import head_parameters
 from fedlora.tasks.loading import ModelLoader, make_loader, require_labels
-from fedlora.tasks.packing import MEMBERSHIP, PACKABLE, PackedTokenRows
+from fedlora.tasks.packing import LENGTHS, OWNERS, PACKABLE, PackedTokenRows, mean_of_records
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, class_ids, require_columns, texts
 from fedlora.tasks.tokenizer import load_tokenizer, require_length
 
@@ -122,9 +122,8 @@ class TextClassification:
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         logits = model(**inputs).logits
-        if MEMBERSHIP in batch:
-            mean: Tensor = batch[MEMBERSHIP] @ logits.flatten(0, 1)
-            return mean
+        if OWNERS in batch:
+            return mean_of_records(logits, batch[OWNERS], batch[LENGTHS])
         return self.head.pool(logits, batch["attention_mask"])
 
     def card(self) -> Mapping[str, Any]:

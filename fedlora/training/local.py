@@ -120,17 +120,18 @@ def batches(rows: Sequence[int] | NDArray[np.int64], size: int, where: LocalRoun
 
 def _finite(loss: float, step: int, where: LocalRound) -> float:
     if not math.isfinite(loss):
-        raise _diverged(f"the loss became {loss} at step {step}", where)
+        raise diverged(f"the loss became {loss} at step {step}", where)
     return loss
 
 
 def _check_trained(adapted: AdaptedModel, names: list[str], where: LocalRound) -> None:
     for name, parameter in zip(names, adapted.parameters(names), strict=True):
         if not bool(torch.isfinite(parameter).all()):
-            raise _diverged(f"the trained tensor {name!r} is no longer finite", where)
+            raise diverged(f"the trained tensor {name!r} is no longer finite", where)
 
 
-def _diverged(what: str, where: LocalRound) -> RunError:
+def diverged(what: str, where: LocalRound) -> RunError:
+    """The error of a client whose training stopped being finite; `what` did."""
     return RunError(
         f"client {where.client}, round {where.round}: {what} (learning rate {where.lr:g}). Lower train.lr, set"
         " train.clip_norm, or look for broken records in this client's data"

@@ -1,0 +1,1 @@
+"""Several clients' adapters trained in one pass over one frozen base."""

@@ -1,0 +1,139 @@
+"""A model in which several clients' adapters are in place at once, stacked; the base is there once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fedlora.adapters.adapted import ADAPTER, AdaptedModel
+from fedlora.adapters.attach import FactorProduct
+from fedlora.adapters.manifest import Tensors
+from fedlora.errors import RunError
+from fedlora.privacy.functions import compute_dtype, keep_gradient
+from fedlora.privacy.layers import replaced
+from fedlora.privacy.rows import GradientRows
+from fedlora.training.cohort.grouped import Deal, Keep, grouped
+
+Forward = Callable[..., Tensor]
+
+
+class Stack:
+    """The tensors in which clients differ, each as one parameter [K, *shape]; all others are the model's own.
+
+    starts: each client's values of the same tensors, by manifest name. Of these, `trained` get gradients. rows: where
+    a backward pass leaves, instead, each record's gradient of them, under the model's own parameters.
+    """
+
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        starts: Sequence[Tensors],
+        trained: Sequence[str],
+        rows: GradientRows | None = None,
+    ) -> None:
+        self.adapted, self.clients, self.deal = adapted, len(starts), Deal()
+        self.names, self._rows = list(starts[0]), rows
+        own = adapted.parameters(self.names)
+        self.stacked = {name: _stacked(name, starts, like) for name, like in zip(self.names, own, strict=True)}
+        self.trained = [self.stacked[name] for name in trained]
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        self._of = {id(like): self.stacked[name] for name, like in zip(self.names, own, strict=True)}
+
+    def read(self, client: int, names: Sequence[str]) -> dict[str, NDArray[np.floating]]:
+        """Copies of the named tensors of one client (0-based within the stack)."""
+        return {name: self.stacked[name][client].detach().cpu().numpy().copy() for name in names}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block, the model computes each row with its client's tensors, as `deal` says.
+
+        Raises RunError if a stacked tensor belongs to a layer for which that is not known.
+        """
+        forwards = self._forwards()
+        known = {id(parameter) for module in forwards for parameter in module.parameters()}
+        odd = [
+            name
+            for name, own in zip(self.names, self.adapted.parameters(self.names), strict=True)
+            if id(own) not in known
+        ]
+        if odd:
+            raise RunError(
+                f"these tensors belong to layers of which several clients' versions cannot be computed at once: {odd};"
+                " train the clients one at a time (engine.group=1), or use a head of linear layers (model.head=mean)"
+            )
+        with replaced(forwards):
+            yield
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x·Wᵀ + c: with each client's own W and c where they are stacked, else with the model's."""
+        mine = self._of.get(id(weight))
+        dtype = compute_dtype(x, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(dtype)
+            if mine is None:
+                return nn.functional.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+            each = None if bias is None else self._of[id(bias)].to(dtype)
+            return grouped(x, mine.to(dtype), each, self.deal, self._keeper(weight, bias))
+
+    def _keeper(self, weight: Tensor, bias: Tensor | None) -> Keep | None:
+        rows = self._rows
+        if rows is None:
+            return None
+
+        def keep(g: Tensor, x: Tensor) -> None:
+            keep_gradient(rows, weight, g, x)
+            if bias is not None and rows.holds(bias):
+                torch.sum(g.reshape(g.shape[0], -1, g.shape[-1]).to(bias.dtype), dim=1, out=rows.slot(bias))
+
+        return keep
+
+    def _forwards(self) -> dict[Any, Forward]:
+        layers = self.adapted.layers
+        found: dict[Any, Forward] = {
+            layer: self._adapted_forward(path, layer) for path, layer in layers.items() if self._holds(layer)
+        }
+        inside = {module for layer in layers.values() for module in layer.modules()}
+        for path, module in self.adapted.model.named_modules():
+            if module not in inside and type(module) is nn.Linear and self._holds(module):
+                found[module] = self._head_forward(path, module)
+        return found
+
+    def _holds(self, module: nn.Module) -> bool:
+        return any(id(parameter) in self._of for parameter in module.parameters())
+
+    def _adapted_forward(self, path: str, layer: LoraLayer) -> Forward:
+        factors = [layer.lora_A[ADAPTER].weight, *_outputs(layer.lora_B[ADAPTER])]
+        scaling = float(layer.scaling[ADAPTER])
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self.deal.check(x.shape[0], path)
+            result: Tensor = layer.base_layer(x, *args, **kwargs)
+            update = x
+            for factor in factors:
+                update = self.linear(update, factor)
+            return result + update.to(result.dtype) * scaling
+
+        return forward
+
+    def _head_forward(self, path: str, module: nn.Linear) -> Forward:
+        def forward(x: Tensor) -> Tensor:
+            self.deal.check(x.shape[0], path)
+            return self.linear(x, module.weight, module.bias)
+
+        return forward
+
+
+def _outputs(b: nn.Module) -> list[Tensor]:
+    """The weights after A, in the order in which a row meets them."""
+    return [b.R.weight, b.B.weight] if isinstance(b, FactorProduct) else [b.get_parameter("weight")]
+
+
+def _stacked(name: str, starts: Sequence[Mapping[str, NDArray[Any]]], like: nn.Parameter) -> nn.Parameter:
+    values = torch.from_numpy(np.stack([start[name] for start in starts]))
+    return nn.Parameter(values.to(dtype=like.dtype, device=like.device), requires_grad=False)
