@@ -164,14 +164,23 @@ def clipped_part(learner: Learner, rows: GradientRows, part: list[NDArray[np.int
     records = np.concatenate(part).tolist()
     rows.begin(len(records))
     losses = learner.task.losses(learner.adapted.model, move(learner.encoded.batch(records), learner.adapted.device))
-    if losses.shape != (len(records),):
-        raise PrivacyError(
-            f"the task {learner.task.name!r} gave losses of shape {tuple(losses.shape)} for {len(records)} records: DP"
-            " needs one loss for each record, which depends on no other"
-        )
+    check_losses(learner.task, losses, len(records))
     torch.autograd.backward(losses.sum())
-    found = rows.finish()
-    if len(part) == len(records):
+    return clipped_units(rows.finish(), part, bound)
+
+
+def check_losses(task: Task, losses: Tensor, records: int) -> None:
+    """Raises PrivacyError unless there is one loss for each of `records` records."""
+    if losses.shape != (records,):
+        raise PrivacyError(
+            f"the task {task.name!r} gave losses of shape {tuple(losses.shape)} for {records} records: DP needs one"
+            " loss for each record, which depends on no other"
+        )
+
+
+def clipped_units(found: Tensor, part: Sequence[NDArray[np.int64]], bound: float) -> Tensor:
+    """The clipped sum over whole units. found: the gradient of each record of `part`, unit by unit, shape [n, P]."""
+    if len(part) == len(found):
         return clipped_sum(found, bound)
     owners = torch.repeat_interleave(torch.tensor([len(unit) for unit in part])).to(found.device)
     return clipped_sum(sum_by_unit(found, owners, len(part)), bound)
