@@ -16,7 +16,7 @@ ARGS ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help simulate test test-fast setup lint format deploy-demo faults protocol wheel clean
+.PHONY: help simulate test test-fast setup lint format deploy-demo faults protocol frontend wheel clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ faults: $(VENV)/.installed-dev ## kill, stop, fill, cut and spoil everything whi
 protocol: $(VENV)/.installed-dev ## generate fedlora/link/v1/*_pb2* from link.proto
 	$(BIN)/python tools/generate_protocol.py
 
+frontend: $(VENV)/.installed ## fetch the dashboard's third-party scripts, as an installation does too
+	$(BIN)/python -m fedlora.server.dashboard.vendor
+
 wheel: $(VENV)/.installed-dev ## build the source archive and the wheel into dist/
 	$(BIN)/python -m build
 
@@ -59,12 +62,14 @@ clean: ## remove .venv, build results and caches (not runs/, not the user's asse
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamp files: an installation is made again whenever pyproject.toml is newer than its stamp.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+# Stamp files: an installation is made again whenever pyproject.toml, or what it builds of other people's scripts, is newer
+# than its stamp.
+FRONTEND := setup.py fedlora/server/dashboard/frontend/package-lock.json
+$(VENV)/.installed: pyproject.toml $(FRONTEND) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml $(FRONTEND) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e '.[dev]'
 	@touch $(VENV)/.installed $@
 

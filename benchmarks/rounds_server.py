@@ -19,7 +19,8 @@ from fedlora.adapters.manifest import Delivery, Form, Manifest, Role, TensorSpec
 from fedlora.flower_internals import SERVER_NODE_ID
 from fedlora.link.grid import LinkGrid
 from fedlora.link.inbox import Inbox
-from fedlora.server.daemon import Server, running
+from fedlora.server.daemon import running
+from fedlora.server.running import Server
 from fedlora.server.settings import ServerSettings
 from fedlora.wire import to_record
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.link import limits
 from fedlora.wire_tensors import FRAME_BYTES, WireError, payload_bytes, predicted_bytes, read_tensors, to_record
 from fedlora.wire_work import Common, Work, read_config, read_facts, read_manifest, record_of, write_facts
 
@@ -59,7 +60,7 @@ TASK = "task"
 WITHHELD = "samples-withheld"
 
 DECLINED = "declined"
-MOST_REASON = 1000
+MOST_REASON = limits.TEXT
 """Characters of a client's reason that are kept."""
 
 _HEX = re.compile(r"[0-9a-f]{1,64}")
@@ -161,9 +162,9 @@ def write_declined(reason: str) -> RecordDict:
 
 
 def declined_reason(content: RecordDict) -> str | None:
-    """Why the client said no; None if it did not."""
+    """Why the client said no, fit to be stored and shown; None if it did not."""
     record = content.config_records.get(DECLINED)
-    return None if record is None else str(record.get("reason"))[:MOST_REASON]
+    return None if record is None else limits.shown(str(record.get("reason")), MOST_REASON)
 
 
 def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
@@ -189,10 +190,20 @@ def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
             content.array_records["arrays"], {name: manifest.tensors[name] for name in manifest.uploaded()}
         ),
         samples=samples,
-        metrics={name: float(value) for name, value in metrics.items() if isinstance(value, int | float)},
+        metrics=_measured(metrics),
         head=_ledger_head(identity),
         withheld=bool(identity.get(WITHHELD, False)),
     )
+
+
+def _measured(metrics: Mapping[str, object]) -> dict[str, float]:
+    """The numbers among them. Raises WireError for too many, or a name that must not go into a roster or a log."""
+    if len(metrics) > limits.METRICS:
+        raise WireError(f"{len(metrics)} metrics came; at most {limits.METRICS} are read")
+    for name in metrics:
+        if limits.shown(name, limits.NAME) != name:
+            raise WireError(f"the metric {name[:60]!r} has a name that is too long, or cannot be printed")
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _ledger_head(identity: ConfigRecord) -> LedgerHead | None:

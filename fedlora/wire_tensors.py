@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from fedlora.adapters.manifest import Tensors, TensorSpec
+from fedlora.link.limits import TEXT, shown
 
 FRAME_BYTES = 128
 """What Flower's serialisation (the .npy format) adds to the values of one small-rank array: its header."""
@@ -31,17 +32,15 @@ _HEADER = re.compile(
 )
 """The one text that NumPy writes for an array of numbers, in version 1 of the format."""
 
-_LONGEST_TEXT = 1000
-
 
 class WireError(ValueError):
     """A message is not what the manifest and the task say it must be; the text names what and why.
 
-    It is cut at 1,000 characters: it may quote what a stranger sent, and goes into rosters and logs.
+    It is one line, cut at 1,000 characters: it may quote what a stranger sent, and goes into rosters and logs.
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…")
+        super().__init__(shown(text) if len(text) <= TEXT else f"{shown(text, TEXT - 1)}…")
 
 
 def to_record(tensors: Tensors) -> ArrayRecord:

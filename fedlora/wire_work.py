@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedlora.adapters.manifest import Manifest
 from fedlora.config.schema import RunConfig
+from fedlora.config.track import TrackConfig
 from fedlora.wire_tensors import WireError
 
 
@@ -66,10 +67,11 @@ def write_facts(work: Work, **more: str | int) -> ConfigRecord:
 
 
 def travelling(config: RunConfig) -> RunConfig:
-    """`config` as clients get it: to sites without the server's own paths.
+    """`config` as clients get it: without where the server writes figures to, and to sites without its own paths.
 
     Virtual clients need those: they read the same files.
     """
+    config = config.model_copy(update={"track": TrackConfig.model_validate({})})
     if not config.federation.sites:
         return config
     own = {

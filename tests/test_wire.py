@@ -13,12 +13,14 @@ from fedlora.wire import (
     SAMPLES,
     Answer,
     WireError,
+    declined_reason,
     payload_bytes,
     predicted_bytes,
     read_answer,
     read_tensors,
     to_record,
     write_answer,
+    write_declined,
 )
 
 MANIFEST = Manifest(
@@ -51,6 +53,21 @@ def test_serialised_bytes_are_those_that_the_manifest_predicts(shape: tuple[int,
     spec = TensorSpec(shape, Role.B, "m", True, Delivery.ROUND, dtype)
     record = to_record({"x": np.zeros(shape, dtype)})
     assert payload_bytes(record, ["x"]) == predicted_bytes([spec])
+
+
+@given(st.text(max_size=3000))
+def test_reasons_and_complaints_are_one_printable_line(text: str) -> None:
+    """Whatever a stranger sends: escapes for terminals, lines, letters that turn the writing around."""
+    for found in (declined_reason(write_declined(text)), str(WireError(text))):
+        assert found is not None
+        assert found.isprintable()
+        assert len(found) <= 1000
+    assert declined_reason(write_answer(ANSWER)) is None
+
+
+def test_what_is_plain_stays_as_it_is() -> None:
+    text = "Größe 5 µm – não, не сейчас, 今はだめ 🙂"
+    assert declined_reason(write_declined(text)) == str(WireError(text)) == text
 
 
 def broken(**changes: object) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.cli.output import emit_json, stdout
+from fedlora.cli.stores import open_store
 
 if TYPE_CHECKING:  # heavy: torch, transformers
     from fedlora.adapters.peft_format import LoraFactors
@@ -115,9 +116,8 @@ def _open_run(store: Path, text: str, round_number: int | None) -> _Run:
     from fedlora.config.schema import RunConfig
     from fedlora.errors import StoreError
     from fedlora.server import checkpoint
-    from fedlora.server.store import RunStore
 
-    with RunStore.open(store, create=False) as runs:
+    with open_store(store) as runs:
         info = runs.find(text)
         last = runs.last_round(info)
     if last is None or not 0 <= (wanted := last if round_number is None else round_number) <= last:

@@ -29,7 +29,13 @@ def list_strategies(as_json: Json = False) -> None:
 
     _show(
         [
-            {"name": name, "summary": method.summary, "exact": method.exact, "paper": method.paper}
+            {
+                "name": name,
+                "summary": method.summary,
+                "exact": method.exact,
+                "buffered": method.buffered,
+                "paper": method.paper,
+            }
             for name, method in strategies().items()
         ],
         as_json,

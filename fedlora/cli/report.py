@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedlora.cli.output import emit_json, stdout
 from fedlora.cli.runs import plain, runs_app
+from fedlora.cli.stores import open_store
 
 if TYPE_CHECKING:  # heavy: matplotlib
     from fedlora.server.records import RunHistory
@@ -77,9 +78,7 @@ def compare_runs(
 
 def _histories(store: Path, texts: Sequence[str]) -> "list[RunHistory]":
     """The runs that are meant, each once."""
-    from fedlora.server.store import RunStore
-
-    with RunStore.open(store, create=False) as opened:
+    with open_store(store) as opened:
         found = {info.id: info for info in map(opened.find, texts)}
         return [opened.history(info) for info in found.values()]
 

@@ -13,11 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo, RunStatus
+from fedlora.cli.health import alarm, plain
+from fedlora.cli.stores import open_store
+from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo
 from fedlora.words import bytes_text
 
 if TYPE_CHECKING:
-    from fedlora.server.store import RunStore, Traffic
+    from fedlora.server.store import RunStore
+    from fedlora.server.views import Views
+    from fedlora.server.views.model import RunRow
 
 INTERRUPTED = "interrupted"
 DEFAULT_STORE = Path("runs")
@@ -26,15 +30,26 @@ _MOST = 100  # rows of a table of clients; runs may have thousands
 _STYLES = {
     "queued": "blue",
     "running": "cyan",
+    "stopping": "yellow",
     "finished": "green",
     "stopped": "yellow",
     "failed": "red",
     INTERRUPTED: "yellow",
 }
+_SHOWN = ("status", "bytes_up", "bytes_down", "bytes_once", "health", "health_reason")
+
+__all__ = ["accuracy_of", "age_text", "flat", "plain", "register", "runs_app"]
 
 runs_app = typer.Typer(name="runs", help="List, show and compare runs.", no_args_is_help=True)
 
-StoreOption = Annotated[Path, typer.Option("--store", help="The folder of the run store.")]
+StoreOption = Annotated[
+    Path,
+    typer.Option(
+        "--store",
+        help="The folder of the run store. A server's, HOME/runs, is read from the server's database: FEDLORA_DATABASE"
+        " in the environment, else as in its server.yaml.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 RunArgument = Annotated[str, typer.Argument(help="An id or how it starts, a name, a run's folder, or `latest`.")]
 
@@ -47,36 +62,29 @@ def register(app: typer.Typer) -> None:
 @runs_app.command("ls")
 def list_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs, newest first."""
-    runs, traffic = _listing(store)
+    runs = _listing(store)
     if as_json:
-        typer.echo(_json([_listed(run, status, traffic) for run, status in runs]))
+        typer.echo(_json([_listed(run, row) for run, row in runs]))
         return
     console = _console()
-    console.print(_list_table(runs, traffic) if runs else Text(f"no runs in {store} yet: `fedlora simulate` makes one"))
-    for run, status in runs:
-        if status == INTERRUPTED:
-            console.print(Text(_resume_hint(run), style="yellow"))
+    console.print(_list_table(runs) if runs else Text(f"no runs in {store} yet: `fedlora simulate` makes one"))
+    for run, row in runs:
+        for line in _wrong(run, row):
+            console.print(line)
 
 
 @runs_app.command("show")
 def show_run(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one run: its outcome, rounds, roster, paths and configuration."""
-    with _open(store) as opened:
+    with open_store(store) as opened:
         history = opened.history(opened.find(run))
-        status = status_of(opened, history.run)
-        traffic = opened.traffic()
+        row = _views(opened).run_row(history.run.id)
     if as_json:
-        typer.echo(_json(_shown(history, status, traffic)))
+        typer.echo(_json(_shown(history, row)))
         return
     console = _console()
-    for part in _parts(history, status, traffic):
+    for part in _parts(history, row):
         console.print(part, soft_wrap=isinstance(part, Text))
-
-
-def status_of(store: "RunStore", run: RunInfo) -> str:
-    """The run's status, or "interrupted" if it should be running and no process holds it."""
-    alive = run.status is not RunStatus.RUNNING or store.holder(run) is not None
-    return str(run.status) if alive else INTERRUPTED
 
 
 def accuracy_of(summary: Mapping[str, float]) -> float | None:
@@ -91,23 +99,20 @@ def age_text(since: timedelta) -> str:
     return next((f"{seconds // size} {unit}" for size, unit in steps if seconds >= size), "0 s")
 
 
-def plain(text: str) -> Text:
-    """Text that came from elsewhere (names, clients' reasons): no markup, no control characters for the terminal."""
-    return Text("".join(char if char.isprintable() else "�" for char in text))
-
-
-def _listing(store: Path) -> "tuple[list[tuple[RunInfo, str]], Mapping[str, Traffic]]":
-    """The runs with their statuses, and what each carried; nothing where nobody has run anything yet."""
+def _listing(store: Path) -> "Sequence[tuple[RunInfo, RunRow]]":
+    """The runs, and how they fare; nothing where nobody has run anything yet."""
     if store == DEFAULT_STORE and not store.exists():  # elsewhere a missing folder is rather a typing mistake
-        return [], {}
-    with _open(store) as opened:
-        return [(run, status_of(opened, run)) for run in opened.list()], opened.traffic()
+        return []
+    with open_store(store) as opened:
+        rows = {row.id: row for row in _views(opened).runs()}
+        return [(run, rows[run.id]) for run in opened.list() if run.id in rows]
 
 
-def _open(store: Path) -> "RunStore":
-    from fedlora.server.store import RunStore
+def _views(opened: "RunStore") -> "Views":
+    """What is known of the runs without working anything out."""
+    from fedlora.server.views import Views
 
-    return RunStore.open(store, create=False)
+    return Views(opened, work=None)
 
 
 def _console() -> Console:
@@ -124,38 +129,47 @@ def _dumped(kind: Any, value: Any) -> Any:
     return TypeAdapter(kind).dump_python(value, mode="json")
 
 
-def _listed(run: RunInfo, status: str, traffic: Mapping[str, "Traffic"]) -> dict[str, Any]:
-    """A run for scripts: the record without its configuration, the status as shown, and its bytes."""
-    row: dict[str, Any] = _dumped(RunInfo, run)
-    del row["config"]
-    carried = traffic.get(run.id)
-    sums = (carried.up, carried.down, carried.once) if carried else (0, 0, 0)
-    return row | {"status": status} | dict(zip(("bytes_up", "bytes_down", "bytes_once"), sums, strict=True))
+def _listed(run: RunInfo, row: "RunRow") -> dict[str, Any]:
+    """A run for scripts: the record without its configuration, the status as shown, its bytes, and how it fares."""
+    plain_row: dict[str, Any] = _dumped(RunInfo, run)
+    del plain_row["config"]
+    return plain_row | {name: getattr(row, name) for name in _SHOWN}
 
 
-def _shown(history: RunHistory, status: str, traffic: Mapping[str, "Traffic"]) -> dict[str, Any]:
+def _shown(history: RunHistory, row: "RunRow") -> dict[str, Any]:
     return {
-        "run": _listed(history.run, status, traffic),
+        "run": _listed(history.run, row),
         "paths": {name: str(path) for name, path in _paths(history)},
         "rounds": _dumped(Sequence[RoundRecord], history.rounds),
         "config": json.loads(history.run.config),
     }
 
 
-def _list_table(runs: Sequence[tuple[RunInfo, str]], traffic: Mapping[str, "Traffic"]) -> Table:
+def _list_table(runs: "Sequence[tuple[RunInfo, RunRow]]") -> Table:
     table = _table("id", "name", "strategy", "status", "rounds", "test accuracy", "up", "down", "once", "age")
     now = datetime.now(UTC)
-    for run, status in runs:
-        carried = traffic.get(run.id)
-        sums = (carried.up, carried.down, carried.once) if carried else (0, 0, 0)
-        words = (run.id, plain(run.name), plain(run.strategy), Text(status, style=_STYLES[status]))
+    for run, row in runs:
+        sums = (row.bytes_up or 0, row.bytes_down or 0, row.bytes_once or 0)
+        words = (run.id, plain(run.name), plain(run.strategy), _status(row))
         figures = (f"{run.rounds_done}/{run.rounds}", _number(accuracy_of(run.summary)), *map(bytes_text, sums))
         table.add_row(*words, *figures, age_text(now - run.created_at))
     return table
 
 
-def _parts(history: RunHistory, status: str, traffic: Mapping[str, "Traffic"]) -> Iterator[Text | Table]:
-    yield from _facts(history, status, traffic)
+def _status(row: "RunRow") -> Text:
+    return Text(row.status, style=_STYLES[row.status])
+
+
+def _wrong(run: RunInfo, row: "RunRow") -> Iterator[Text]:
+    """What is wrong with the run's progress, if something is."""
+    if row.status == INTERRUPTED:
+        yield Text(_resume_hint(run), style="yellow")
+    else:
+        yield from alarm(run.id, row.health, row.health_reason)
+
+
+def _parts(history: RunHistory, row: "RunRow") -> Iterator[Text | Table]:
+    yield from _facts(history, row)
     yield _title("Rounds")
     yield _rounds_table(history.rounds)
     yield from _clients(history.rounds)
@@ -166,16 +180,15 @@ def _parts(history: RunHistory, status: str, traffic: Mapping[str, "Traffic"]) -
     yield from (plain(f"  {line}") for line in flat(json.loads(history.run.config)))
 
 
-def _facts(history: RunHistory, status: str, traffic: Mapping[str, "Traffic"]) -> Iterator[Text]:
+def _facts(history: RunHistory, row: "RunRow") -> Iterator[Text]:
     run = history.run
     yield Text.assemble((run.id, "bold"), "  ", plain(run.name))
     reason = plain(f": {run.reason}" if run.reason else "")
-    yield Text.assemble("  status      ", (status, _STYLES[status]), reason)
-    if status == INTERRUPTED:
-        yield Text("  " + _resume_hint(run), style="yellow")
-    carried = traffic.get(run.id)
-    sent = f"{bytes_text(carried.up)} up, {bytes_text(carried.down)} down" if carried else "nothing yet"
-    once = f", {bytes_text(carried.once)} once" if carried and carried.once else ""
+    yield Text.assemble("  status      ", _status(row), reason)
+    yield from (Text("  ") + line for line in _wrong(run, row))
+    up, down, sent_once = row.bytes_up or 0, row.bytes_down or 0, row.bytes_once or 0
+    sent = f"{bytes_text(up)} up, {bytes_text(down)} down" if history.rounds else "nothing yet"
+    once = f", {bytes_text(sent_once)} once" if sent_once else ""
     ended = f", ended {run.finished_at:%Y-%m-%d %H:%M:%S}" if run.finished_at else ""
     yield plain(f"  strategy    {run.strategy}, seed {run.seed}" + (f", sweep {run.sweep}" if run.sweep else ""))
     yield Text(f"  rounds      {run.rounds_done} of {run.rounds} committed")

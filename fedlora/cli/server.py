@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.cli.noted import noted
 from fedlora.cli.output import emit_json, stderr, stdout
 from fedlora.cli.runs import age_text, plain
 
@@ -81,25 +82,27 @@ def revoke(
     reason: Annotated[str, typer.Option(help="Why; the client is told.")] = "",
 ) -> None:
     """Take a client's certificates and tokens away. It can be let in again with `enroll`."""
-    from fedlora.identity.home import open_registry
+    from fedlora.identity.registry import Registry
 
-    with open_registry(home) as registry:
-        registry.revoke(name, reason)
+    with noted(home, "revoke client", f"client {name}", reason) as store:
+        Registry(store.database).revoke(name, reason)
     stdout().print(f"client {name!r} is revoked", markup=False, soft_wrap=True)
 
 
 def _new_token(home: Path, name: str, address: str, *, hours: float, again: bool) -> tuple[str, datetime]:
     """Everything that can be wrong is looked at before anything is written."""
-    from fedlora.identity.home import check_reachable, open_registry
+    from fedlora.identity.home import check_reachable
     from fedlora.identity.keys import read_certificate
+    from fedlora.identity.registry import Registry
     from fedlora.identity.tls import server_files
     from fedlora.identity.tokens import Invitation, encode
 
     check_reachable(home, address)
     authority = read_certificate(server_files(home).authority_certificate)
     began = datetime.now(UTC)
-    with open_registry(home) as registry:
-        secret = registry.invite(name, hours=hours, again=again)
+    how = f"for {hours:g} hours" + (", again" if again else "")
+    with noted(home, "enroll client", f"client {name}", how) as store:
+        secret = Registry(store.database).invite(name, hours=hours, again=again)
     expires = began + timedelta(hours=hours)
     return encode(Invitation(name, address, authority, secret, expires)), expires
 

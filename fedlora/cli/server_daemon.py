@@ -32,6 +32,7 @@ def run(
 ) -> int:
     """Run the server: clients connect to it, runs are queued with `fedlora run`."""
     from fedlora.server.daemon import running, serve
+    from fedlora.server.operator.token import FILE as TOKEN
     from fedlora.server.settings import read_settings
 
     logging.basicConfig(
@@ -43,6 +44,12 @@ def run(
     try:
         with running(home, settings, database=os.environ.get(DATABASE)) as server:
             stderr().print(f"the server in {home} listens: clients {settings.link}, operator {settings.operator}")
+            stderr().print(
+                f"the dashboard is at https://{settings.operator}/: log in with the text in {home / TOKEN}, as an"
+                " admin; `fedlora server access add` lets others in",
+                markup=False,
+                soft_wrap=True,
+            )
             serve(server, (log_event,))
     except KeyboardInterrupt:
         return ExitCode.OK

@@ -72,13 +72,18 @@ def _consequences(found: "Restored", when: str) -> list[str]:
     """What an operator must know of a server that has gone back in time."""
     keys = [] if found.keys else ["put ca/ca.key and receipt.key back (mode 0600) before you start the server"]
     tokens = [f"{found.withdrawn} open tokens were withdrawn: give out new ones"] if found.withdrawn else []
+    access = (
+        [f"{found.access} access tokens and links of the dashboard were withdrawn: log in with the new operator.token"]
+        if found.access
+        else []
+    )
     since = (
         f"what happened after {when} is not in it. Clients that joined or renewed their certificate since then are not"
         " on record and say so: `fedlora server enroll NAME --again`. Clients that were revoked since then may connect"
         " again: revoke them again. What sites have had erased since then is back: ask them to erase it again"
     )
     twin = "stop the old server for good: two with one identity would give out different models"
-    return [*keys, *tokens, since, twin]
+    return [*keys, *tokens, *access, since, twin]
 
 
 def _say(text: str) -> None:

@@ -1,16 +1,16 @@
 """Addresses of servers as owners write them: "host:port"."""
 
-import re
-
-_ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>[0-9]{1,5})")
+from fedlora.errors import IdentityError
+from fedlora.identity.names import check_address
 
 
 def normal_address(text: str) -> str:
-    """`text` with its host in lower case and its port without leading zeros: two spellings of an address are equal.
+    """`text` in its one form, so that two spellings of an address are equal: see `check_address`.
 
-    Raises ValueError unless it is "host:port" (an IPv6 address in brackets, a port from 1 to 65535).
+    Raises ValueError, for pydantic, unless it is "host:port" (an IPv6 address in brackets, a port from 1 to 65535).
     """
-    found = _ADDRESS.fullmatch(text)
-    if not found or not 1 <= int(found["port"]) <= 65535:
-        raise ValueError("must be 'host:port' with a port from 1 to 65535, e.g. 'fl.example.org:8443'")
-    return f"{found['host'].lower()}:{int(found['port'])}"
+    try:
+        host, port = check_address(text)
+    except IdentityError as error:
+        raise ValueError(f"must be 'host:port', e.g. 'fl.example.org:8443': {error}") from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -30,7 +30,7 @@ from fedlora.privacy.ledger import Schedule, create_ledger
 from fedlora.privacy.schedule import run_epsilon, settle_privacy
 from fedlora.server.flower_strategy import FlowerStrategy
 from fedlora.simulations.sites import common_to
-from fedlora.simulations.virtual import InProcess, VirtualGrid
+from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid
 from fedlora.wire import declined_reason
 from fedlora.wire_start import read_work
 from fedlora.wire_work import Work, travelling
@@ -122,7 +122,7 @@ def _message(site: DrySite, config: RunConfig) -> Message:
         labels=common.labels,
         tokenizer_digest=common.tokenizer_digest,
     )
-    grid = VirtualGrid(InProcess(make_app(site)), 1)
+    grid = VirtualGrid(InProcess(Clients(make_app(site))), 1)
     return next(iter(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)))
 
 

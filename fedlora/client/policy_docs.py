@@ -72,6 +72,7 @@ which.
 | `ledgers/BUDGET/` | what was spent: one ledger for each budget that the policy names |
 | `state/` | what the client keeps between rounds |
 | `sent.jsonl` | every message that left, noted before it did; each line has the SHA-256 of the line before |
+| `sent.head.json` | how many lines `sent.jsonl` has, and the SHA-256 of the newest: keep and copy both together |
 | `log/` | the site's log; it never travels. `fedlora client bundle` writes a copy without what may tell of rows |
 | `controls/` | pauses, approvals, and runs that wait for one |
 | `status.json` | what the daemon says of itself |

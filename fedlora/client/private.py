@@ -6,13 +6,14 @@ stay with the client. The bytes of a released round are kept in the ledger's out
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedlora.adapters.adapted import AdaptedModel
-from fedlora.adapters.manifest import Delivery, Tensors
+from fedlora.adapters.manifest import Delivery, Manifest, Tensors
 from fedlora.client.agreement import agreed_worker
 from fedlora.client.kept import keep_local, loaded
 from fedlora.client.site import Site, keep_result
@@ -55,10 +56,10 @@ def answer_privately(task: TrainTask, site: Site, state: RecordDict) -> RecordDi
 
     def work() -> RecordDict:
         worker = agreed_worker(task, site)
-        spent = _spend(task, site, task.round, lambda: _released(task, site, worker, state))
-        return _answer(task, site, spent, state)
+        spent = spend_for(task, site, task.round, lambda: _released(task, site, worker, state))
+        return answer_of(task, site, spent, state)
 
-    return _told(task, work)
+    return told(task, work)
 
 
 def sketch_privately(task: SketchTask, site: Site) -> RecordDict:
@@ -66,13 +67,13 @@ def sketch_privately(task: SketchTask, site: Site) -> RecordDict:
 
     def work() -> RecordDict:
         worker = agreed_worker(task, site)
-        spent = _spend(task, site, START, lambda: pack(_sketched(task, worker)))
+        spent = spend_for(task, site, START, lambda: pack(_sketched(task, worker)))
         return write_answer(Answer(task.run, START, task.client, unpack(spent.content), 1, {}, _head(spent)))
 
-    return _told(task, work)
+    return told(task, work)
 
 
-def _told(task: Work, work: Callable[[], RecordDict]) -> RecordDict:
+def told(task: Work, work: Callable[[], RecordDict]) -> RecordDict:
     """What `work` gives, or that the client declines; of anything else that is raised, nothing travels."""
     try:
         return work()
@@ -93,7 +94,8 @@ def _silent(run: str, client: int) -> PrivateFailureError:
     return PrivateFailureError("private training failed at this client; its own log says why, and does not travel")
 
 
-def _spend(task: Work, site: Site, round_number: int, make: Callable[[], bytes]) -> Spent:
+def spend_for(task: Work, site: Site, round_number: int, make: Callable[[], bytes]) -> Spent:
+    """The bytes of a round, spent for in the client's ledger; see `spend`."""
     releases = run_releases(task.config)
     schedule = Schedule(task.run, site.server, releases.each, releases.participations, releases.once)
     return spend(
@@ -128,16 +130,36 @@ def _released(task: TrainTask, site: Site, worker: Worker, state: RecordDict) ->
     """One round's work: the bytes that the outbox keeps, tensors and noised metrics together."""
     source = noise_source(task.config, task.client, task.round)
     adapted = loaded(task, state, worker)
+    ready = made_ready(task, site, worker, adapted, source)
+    train_privately(worker, adapted, ready.units, task.round, source)
+    return ready.packed(adapted.read(released_names(task.manifest)))
+
+
+def released_names(manifest: Manifest) -> list[str]:
+    """The tensors that a round's bytes hold: those that were trained, and the client's own."""
+    return list(dict.fromkeys([*trained_names(manifest), *manifest.names(Delivery.LOCAL)]))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A client before its private steps: the units that it trains on, and what it says of the received model."""
+
+    units: Units
+    metrics: Mapping[str, float]
+
+    def packed(self, tensors: Tensors) -> bytes:
+        """The bytes that the outbox keeps, of the tensors after training and the noised metrics."""
+        return pack({**tensors, **{_METRIC + name: np.array(value) for name, value in self.metrics.items()}})
+
+
+def made_ready(task: TrainTask, site: Site, worker: Worker, adapted: AdaptedModel, source: RandomSource) -> Ready:
+    """Measures, with noise, what `adapted` holds on the client's held-out units, and deals its units out."""
     units = client_units(worker, task.client, source)
     scores = unit_scores(worker, adapted, units.holdout)
     if len(scores):
         found = {"units": len(scores), "accuracy": float(scores.mean())}
         keep_result(site.results(task), task, found)
-    metrics = _noised_metrics(task.config, scores, source)
-    train_privately(worker, adapted, units.train, task.round, source)
-    names = dict.fromkeys([*trained_names(task.manifest), *task.manifest.names(Delivery.LOCAL)])
-    tensors = adapted.read(names)
-    return pack({**tensors, **{_METRIC + name: np.array(value) for name, value in metrics.items()}})
+    return Ready(units.train, _noised_metrics(task.config, scores, source))
 
 
 def train_privately(
@@ -176,7 +198,7 @@ def unit_scores(worker: Worker, adapted: AdaptedModel, units: Units) -> NDArray[
     return np.array([part.mean() for part in np.split(quality, ends)])
 
 
-def _answer(task: TrainTask, site: Site, spent: Spent, state: RecordDict) -> RecordDict:
+def answer_of(task: TrainTask, site: Site, spent: Spent, state: RecordDict) -> RecordDict:
     """What is sent: of the released bytes the tensors, and those noised metrics that the owner lets leave."""
     found = unpack(spent.content)
     tensors: Tensors = {name: array for name, array in found.items() if not name.startswith(_METRIC)}

@@ -1,8 +1,8 @@
 """The site's record of every message that left: one line of JSON each, bound to the line before by its hash.
 
 A line is on the disk before the message leaves, so that the record may hold one that in the end did not leave, and
-never lacks one that did. An edit, or a line taken out, shows. That the newest lines were cut off does not: the ledger,
-which has a note of its length and the server's receipts, shows that.
+never lacks one that did. An edit, or a line taken out, shows. That the newest lines were cut off, a second small file
+shows (`sent_head`). Whoever changes both leaves no trace here: the ledger and the server's receipts show that.
 """
 
 import csv
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from fedlora.client.home import SiteHome
 from fedlora.client.own_files import open_own
+from fedlora.client.sent_head import EMPTY, Head, check_head, read_head, write_head
 from fedlora.errors import StoreError
 from fedlora.privacy.journal import GENESIS, canonical
 from fedlora.server.durable import explained, sync_folder
@@ -57,11 +58,11 @@ class SentRecord:
     def __init__(self, home: SiteHome) -> None:
         """Checks every line; what a crash left of a line that never was whole is taken off, which the log says.
 
-        Raises StoreError, naming the line, if the record was edited.
+        Raises StoreError, naming the line, if the record was edited, or lines are missing at its end.
         """
         self._path = home.sent
         self._guard = threading.Lock()
-        self._last: str | None = _recover(self._path)
+        self._head: Head | None = _recover(self._path)
 
     def append(
         self,
@@ -84,21 +85,28 @@ class SentRecord:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         entry = Sent(time, server, run, round_number, kind, work, manifest, sha256, size, epsilon, tensors)
         with self._guard:
-            before = _recover(self._path) if self._last is None else self._last
-            line = _line(before, entry)
-            self._last = None  # until all is written: half a line is repaired by the next append
+            before = _recover(self._path) if self._head is None else self._head
+            line = _line(before.digest, entry)
+            self._head = None  # until all is written: half a line is repaired by the next append
+            if before == EMPTY:
+                write_head(self._path, EMPTY)  # a record that has lines has a head
             _append(self._path, line)
-            self._last = _digest(line)
+            after = Head(before.count + 1, _digest(line))
+            write_head(self._path, after)
+            self._head = after
         return entry
 
 
 def read(home: SiteHome) -> list[Sent]:
     """Every message that left, the oldest first. What the daemon is writing at this moment is left out.
 
-    Raises StoreError, naming the line, if the record was edited.
+    Raises StoreError, naming the line, if the record was edited, or lines are missing at its end.
     """
+    head = read_head(home.sent)  # first: the record may grow before it is read
     whole, _ = _split(_content(home.sent))
-    return [entry for entry, _ in _verified(home.sent, whole)]
+    found = list(_verified(home.sent, whole))
+    check_head(home.sent, head, [digest for _, digest in found])
+    return [entry for entry, _ in found]
 
 
 def as_json(entries: Iterable[Sent]) -> list[dict[str, Any]]:
@@ -122,14 +130,32 @@ def _cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _recover(path: Path) -> str:
-    """The hash of the last line, once the file ends with a whole one. Raises StoreError if the record was edited."""
-    content = _content(path)
+def _recover(path: Path) -> Head:
+    """Where the record stands, once it ends with a whole line and its head says so.
+
+    Raises StoreError if the record was edited, or lines are missing at its end.
+    """
+    content, head = _content(path), read_head(path)
     whole, rest = _split(content)
-    last = next(reversed([digest for _, digest in _verified(path, whole)]), GENESIS)
-    if not rest:
-        return last
-    return _mended(path, len(content) - len(rest), rest, last, number=len(whole) + 1)
+    digests = [digest for _, digest in _verified(path, whole)]
+    check_head(path, head, [*digests, *_unended(path, rest, digests)])
+    if rest:
+        last = digests[-1] if digests else GENESIS
+        found = _mended(path, len(content) - len(rest), rest, last, number=len(whole) + 1)
+        digests += [found] if found != last else []
+    now = Head(len(digests), digests[-1]) if digests else EMPTY
+    if now != head and digests:
+        write_head(path, now)
+    return now
+
+
+def _unended(path: Path, rest: bytes, digests: Sequence[str]) -> list[str]:
+    """The hash of a last line that lacks nothing but its end."""
+    written = rest.rstrip(b"\0")
+    if not written or not _is_whole(written):
+        return []
+    last = digests[-1] if digests else GENESIS
+    return [digest for _, digest in _verified(path, [written], last, len(digests) + 1)]
 
 
 def _mended(path: Path, at: int, rest: bytes, last: str, *, number: int) -> str:

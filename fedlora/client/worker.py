@@ -20,11 +20,12 @@ from fedlora.config.schema import RunConfig
 from fedlora.data.base import Partition, Splits
 from fedlora.data.partition import make_partition
 from fedlora.data.splits import load_splits
-from fedlora.errors import DataError
+from fedlora.errors import DataError, RunError
 from fedlora.seeding import stream
 from fedlora.strategies.base import Setup, Strategy
 from fedlora.tasks.base import Encoded, Task
 from fedlora.tasks.registry import make_task
+from fedlora.training.cohort.train import Member, train_group
 from fedlora.training.evaluate import WHOLE, Shard, means, record_values
 from fedlora.training.local import LocalResult, train_client
 from fedlora.training.settings import resolve_device, torch_settings
@@ -204,6 +205,22 @@ class Worker:
                 rounds=self.config.federation.rounds,
                 seed=self.config.seed,
                 client=client,
+            )
+
+    def train_group(
+        self, adapted: AdaptedModel, members: Sequence[Member], round_number: int
+    ) -> list[LocalResult | RunError]:
+        """The local training of several clients at once, from what `adapted` holds and their own starts."""
+        with torch_settings(self.config.train):
+            return train_group(
+                adapted,
+                self.task,
+                self.encoded("train"),
+                members,
+                self.config.train,
+                round_number=round_number,
+                rounds=self.config.federation.rounds,
+                seed=self.config.seed,
             )
 
     def measure(self, adapted: AdaptedModel, split: str, rows: NDArray[np.int64] | None = None) -> Mapping[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from operator import attrgetter
 
+from fedlora.config.buffering import BUFFERING, buffer_size
 from fedlora.config.contradiction import Contradiction, Rule
 from fedlora.config.schema import RunConfig
 from fedlora.config.site_rules import (
@@ -12,6 +13,7 @@ from fedlora.config.site_rules import (
     sites_keep_what_is_theirs,
 )
 from fedlora.config.strategy import make_strategy
+from fedlora.config.track import missing
 from fedlora.privacy.promises import refused
 
 
@@ -32,9 +34,15 @@ def cohort_within_clients(config: RunConfig) -> Iterator[Contradiction]:
 
 
 def reports_within_cohort(config: RunConfig) -> Iterator[Contradiction]:
-    """No more clients can report than are asked."""
+    """No more clients can report than are asked, or than a buffered round waits for."""
     federation = config.federation
-    if federation.min_reports > federation.cohort:
+    if federation.buffered and federation.min_reports > buffer_size(config):
+        yield Contradiction(
+            ("federation.min_reports", "federation.buffer"),
+            f"federation.min_reports = {federation.min_reports} can never be reached: a round is over after"
+            f" federation.buffer = {buffer_size(config)} updates; lower one or raise the other",
+        )
+    elif not federation.buffered and federation.min_reports > federation.cohort:
         yield Contradiction(
             ("federation.min_reports", "federation.cohort"),
             f"federation.min_reports = {federation.min_reports} can never be reached: only"
@@ -224,6 +232,12 @@ def privacy_of_method(config: RunConfig) -> Iterator[Contradiction]:
         yield Contradiction(row.keys, f"privacy={config.privacy.name} with strategy={method.name}: {row.because}")
 
 
+def trackers_are_installed(config: RunConfig) -> Iterator[Contradiction]:
+    """What is to be written with a library needs the library."""
+    for name, problem in missing(config.track.to):
+        yield Contradiction(("track.to",), f"track.to names {name}, and {problem}")
+
+
 RULES: tuple[Rule, ...] = (
     cohort_within_clients,
     reports_within_cohort,
@@ -231,6 +245,7 @@ RULES: tuple[Rule, ...] = (
     sites_keep_what_is_theirs,
     sites_are_not_exposed,
     over_selection_of_sites,
+    *BUFFERING,
     dependent_keys,
     architecture_is_named,
     label_for_skew,
@@ -245,4 +260,5 @@ RULES: tuple[Rule, ...] = (
     holdout_of_clients,
     central_without_clients_eval,
     privacy_of_method,
+    trackers_are_installed,
 )

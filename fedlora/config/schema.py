@@ -5,22 +5,30 @@ Values are checked here and nowhere else; `fedlora.config.compose` turns YAML an
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
-Name = Annotated[str, StringConstraints(min_length=1)]
+from fedlora.config.federation import FederationConfig
+from fedlora.config.section import Name, Section
+from fedlora.config.track import TrackConfig
 
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change after checking.
-
-    A number where text is asked for (`name=2024`, a column called 3) is that text. No number is infinite or NaN.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "EngineConfig",
+    "EvalConfig",
+    "FederationConfig",
+    "ModelConfig",
+    "Name",
+    "PartitionConfig",
+    "PrivacyConfig",
+    "RunConfig",
+    "Section",
+    "StrategyConfig",
+    "TaskConfig",
+    "TrainConfig",
+]
 
 
 class ModelConfig(Section):
@@ -152,45 +160,6 @@ class TrainConfig(Section):
     )
 
 
-class FederationConfig(Section):
-    """Who takes part, and what counts as a round."""
-
-    clients: int = Field(10, ge=1, description="clients in all")
-    sites: tuple[Name, ...] = Field(
-        (), description="names of the sites, in the order of their client numbers; empty: virtual clients"
-    )
-    cohort: int = Field(5, ge=1, description="clients asked in a round")
-    rounds: int = Field(12, ge=1, description="rounds in all")
-    weighting: Literal["samples", "uniform"] = Field("samples", description="what a client's update counts with")
-    min_reports: int = Field(1, ge=1, description="admitted updates without which a round fails")
-    max_samples: int = Field(10_000_000, ge=1, description="a client that claims more training rows is rejected")
-    max_update_norm: float | None = Field(
-        None,
-        gt=0,
-        description="bound on ‖s·(B_k·A_k − B·A)‖ over all modules, beyond which an update is rejected",
-    )
-    timeout: float | None = Field(None, gt=0, description="seconds a round may take; null: no limit")
-    below_quorum: Literal["fail", "retry"] = Field(
-        "fail", description="what a round with fewer reports than it needs does: fail the run, or ask its cohort again"
-    )
-    retries: int = Field(5, ge=1, description="below_quorum=retry: times that one round is tried again")
-    retry_wait: float = Field(30.0, ge=0, description="below_quorum=retry: seconds before it is")
-    over_selection: float = Field(
-        1.0,
-        ge=1,
-        description="sites: times the cohort that is asked; the round ends when as many as the cohort have reported."
-        " Not under DP: who is not counted has spent his ε for nothing",
-    )
-    release_few: bool = Field(
-        False,
-        description="sites, without DP: release a round with fewer than three reports too; of two sites each can"
-        " subtract its own update and has the other's",
-    )
-    absence: float = Field(
-        120.0, ge=0, description="sites: seconds that one may be away before it is lost to the round that asked it"
-    )
-
-
 class EvalConfig(Section):
     """When and on what the global model is measured."""
 
@@ -267,7 +236,7 @@ class PrivacyConfig(Section):
 
 
 class EngineConfig(Section):
-    """Where virtual clients are trained. The choice changes the time, never the bits: `train.threads` alone does."""
+    """Where virtual clients are trained. It changes the time, never the bits: `group` and `train.threads` do."""
 
     name: Literal["auto", "sequential", "processes"] = Field(
         "auto",
@@ -277,6 +246,12 @@ class EngineConfig(Section):
     )
     workers: int | None = Field(
         None, ge=1, description="processes: how many; null: one a core, and no more than clients are asked in a round"
+    )
+    group: int = Field(
+        1,
+        ge=1,
+        description="clients that are trained in one pass over the base model, each as alone up to rounding (1e-5);"
+        " pays where their batches are small. Not with dropout",
     )
 
 
@@ -297,3 +272,4 @@ class RunConfig(Section):
     eval: EvalConfig
     privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({"name": "none"}))
     engine: EngineConfig
+    track: TrackConfig = Field(default_factory=lambda: TrackConfig.model_validate({}))

@@ -47,11 +47,16 @@ def sites_keep_what_is_theirs(config: RunConfig) -> Iterator[Contradiction]:
         )
 
 
+def undisguised(config: RunConfig) -> bool:
+    """Whether nothing but the number of updates in an average hides a site's own."""
+    federation = config.federation
+    return bool(federation.sites) and config.privacy.name == "none" and not federation.release_few
+
+
 def sites_are_not_exposed(config: RunConfig) -> Iterator[Contradiction]:
     """An average of two is the other one's update to each of them."""
     federation = config.federation
-    undisguised = federation.sites and config.privacy.name == "none" and not federation.release_few
-    if undisguised and federation.cohort < FEW:
+    if undisguised(config) and not federation.buffered and federation.cohort < FEW:
         yield Contradiction(
             ("federation.cohort", "federation.release_few", "privacy.name"),
             f"federation.cohort = {federation.cohort}: without DP each of so few sites could work out another's update"

@@ -6,7 +6,7 @@ from fedlora.errors import IdentityError
 from fedlora.identity.authority import Authority
 from fedlora.identity.keys import certificate_facts
 from fedlora.identity.registry import Registry
-from fedlora.identity.requests import checked_public_key
+from fedlora.identity.requests import checked_public_key, key_sha256
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ def join(
 ) -> Issued:
     """The first certificate of whoever has the secret of a token. A request that is refused uses no token up.
 
+    Whoever did not get the reply may ask again with the same key, until a certificate that came of it is used.
+
     Raises IdentityError for a request or a token that is refused.
     """
-    checked_public_key(signing_request)
+    key = key_sha256(checked_public_key(signing_request))
     authority.check_alive()
-    name = registry.redeem(secret, name_hint)
+    name = registry.redeem(secret, name_hint, key=key)
     return _issue(registry, authority, name, signing_request, renews=None)
 
 

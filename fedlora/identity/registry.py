@@ -15,6 +15,7 @@ from fedlora.identity.keys import CertificateFacts
 from fedlora.identity.names import check_name
 from fedlora.identity.records import CertificateState, ClientRecord, ClientStatus
 from fedlora.identity.tokens import new_secret, secret_digest
+from fedlora.link.limits import shown
 from fedlora.server.store.database import Database
 
 _MOST_HOURS = 24 * 366
@@ -53,20 +54,24 @@ class Registry:
             rows.add_token(connection, name, secret_digest(secret), moment, expires)
         return secret
 
-    def redeem(self, secret: str, name_hint: str | None = None) -> str:
+    def redeem(self, secret: str, name_hint: str | None = None, *, key: str | None = None) -> str:
         """The name of the client that joins with `secret`; from now on the token is used, and old certificates end.
 
-        name_hint: the name that the client expects, if it said one; a wrong one does not use the token up.
+        name_hint: the name that the client expects, if it said one; a wrong one does not use the token up. key: SHA-256
+        of the public key that is to be certified. With the same key a used token can be used again, until it expires
+        or a certificate that came of it is used: the reply may have been lost on its way.
 
         Raises IdentityError, always with the same text, if the token is used, expired, withdrawn, unknown or another's.
         """
         digest, moment = secret_digest(secret), self._now()
-        name = self._name_of(digest, moment, name_hint)
+        name = self._name_of(digest, moment, name_hint, key)
         with self._database.writes() as connection:
             rows.client(connection, name, lock=True)
-            if not rows.use_token(connection, digest, moment):
-                raise _bad_token()
-            rows.revoke_certificates(connection, name)
+            if rows.use_token(connection, digest, moment, key):
+                rows.revoke_certificates(connection, name)
+            else:
+                self._check_may_repeat(connection, name, digest, key)
+                rows.forget_unused(connection, name)
             rows.change_client(connection, name, status=ClientStatus.INVITED.value, reason="")
         return name
 
@@ -112,7 +117,7 @@ class Registry:
             if found is None:
                 raise IdentityError(f"there is no client {name[:80]!r} to revoke; `fedlora server clients` lists them")
             if found["status"] != ClientStatus.REVOKED.value:
-                revoked = {"status": ClientStatus.REVOKED.value, "reason": reason[:_LONGEST_TEXT]}
+                revoked = {"status": ClientStatus.REVOKED.value, "reason": shown(reason, _LONGEST_TEXT)}
                 rows.change_client(connection, name, **revoked)
             rows.revoke_certificates(connection, name)
             rows.drop_tokens(connection, name)
@@ -131,7 +136,7 @@ class Registry:
                 return
             self._noted[name] = moment
         with self._database.writes() as connection:
-            rows.change_client(connection, name, last_seen=moment, version=version[:_LONGEST_TEXT])
+            rows.change_client(connection, name, last_seen=moment, version=shown(version, _LONGEST_TEXT))
 
     def _make_invited(self, connection: sa.Connection, name: str, moment: datetime, again: bool) -> None:
         """The client's row, made or changed for a new token."""
@@ -146,16 +151,21 @@ class Registry:
                 " it with --again; its old certificate ends when it joins"
             )
 
-    def _name_of(self, digest: str, moment: datetime, name_hint: str | None) -> str:
+    def _name_of(self, digest: str, moment: datetime, name_hint: str | None, key: str | None) -> str:
         """Whose token it is. Only read, so that guesses from strangers never keep others from writing."""
         with self._database.reads() as connection:
-            found = rows.open_token(connection, digest, moment)
+            found = rows.living_token(connection, digest, moment, key)
         if found is None or not hmac.compare_digest(found["digest"], digest):
             raise _bad_token()
         name: str = found["client"]
         if name_hint is not None and name_hint != name:
             raise _bad_token()
         return name
+
+    def _check_may_repeat(self, connection: sa.Connection, name: str, digest: str, key: str | None) -> None:
+        found = rows.living_token(connection, digest, self._now(), key)
+        if found is None or rows.has_connected(connection, name):
+            raise _bad_token()
 
     def _check_may_get(self, connection: sa.Connection, name: str, renews: str | None) -> None:
         found = rows.client(connection, name, lock=True)

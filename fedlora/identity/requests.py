@@ -1,8 +1,11 @@
 """Requests for certificates: the one thing here that strangers send."""
 
+import hashlib
+
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedlora.errors import IdentityError
 from fedlora.identity.keys import PARSING_ERRORS, accepted_curve
@@ -34,6 +37,11 @@ def checked_public_key(request: bytes) -> ec.EllipticCurvePublicKey:
             f" damaged, or its sender does not have the key; {_REMEDY}"
         )
     return key
+
+
+def key_sha256(key: ec.EllipticCurvePublicKey) -> str:
+    """SHA-256 of a public key (its SubjectPublicKeyInfo), hexadecimal."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _proven(request: x509.CertificateSigningRequest) -> bool:

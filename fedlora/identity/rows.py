@@ -105,20 +105,36 @@ def add_token(connection: sa.Connection, name: str, digest: str, moment: datetim
 
 
 def drop_tokens(connection: sa.Connection, name: str) -> None:
-    """Withdraws the client's tokens; used ones too, which open nothing any more."""
+    """Withdraws the client's tokens; used ones too: with its key, whoever used one could ask again."""
     connection.execute(sa.delete(tokens).filter_by(client=name))
 
 
-def open_token(connection: sa.Connection, digest: str, moment: datetime) -> Row | None:
-    """The token's row, if it can be used at `moment`."""
-    usable = sa.select(tokens).filter_by(digest=digest, used_at=None).where(tokens.c.expires_at > moment)
-    return connection.execute(usable).mappings().first()
+def living_token(connection: sa.Connection, digest: str, moment: datetime, key: str | None) -> Row | None:
+    """The token's row, if it can be used at `moment`, or was used with `key` and has not expired since."""
+    usable = sa.select(tokens).filter_by(digest=digest).where(tokens.c.expires_at > moment)
+    unused = tokens.c.used_at.is_(None)
+    open_to = unused if key is None else unused | (tokens.c.key_sha256 == key)  # no key is not the key of NULL
+    return connection.execute(usable.where(open_to)).mappings().first()
 
 
-def use_token(connection: sa.Connection, digest: str, moment: datetime) -> bool:
-    """Marks a token as used. False if it could not be used at `moment`: another was faster, it expired, is unknown."""
+def use_token(connection: sa.Connection, digest: str, moment: datetime, key: str | None) -> bool:
+    """Marks a token as used. False if it could not be used at `moment`: another was faster, it expired, is unknown.
+
+    key: SHA-256 of the public key for which it is used.
+    """
     usable = sa.update(tokens).filter_by(digest=digest, used_at=None).where(tokens.c.expires_at > moment)
-    return connection.execute(usable.values(used_at=moment)).rowcount == 1
+    return connection.execute(usable.values(used_at=moment, key_sha256=key)).rowcount == 1
+
+
+def has_connected(connection: sa.Connection, name: str) -> bool:
+    """Whether the client has used a certificate since it last joined: that took older ones away."""
+    of_join = sa.select(certificates.c.number).filter_by(client=name).where(certificates.c.used_at.is_not(None))
+    return connection.execute(of_join.where(certificates.c.state != CertificateState.REVOKED.value)).first() is not None
+
+
+def forget_unused(connection: sa.Connection, name: str) -> None:
+    """Deletes the certificates that the client has not used: they may not even have reached it."""
+    connection.execute(sa.delete(certificates).filter_by(client=name, used_at=None))
 
 
 def client_records(connection: sa.Connection, moment: datetime) -> Sequence[ClientRecord]:

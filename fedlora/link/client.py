@@ -79,7 +79,7 @@ class LinkClient:
             stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
             await self._talk(stub.Connect(wait_for_ready=False))
         except grpc.aio.AioRpcError as error:
-            self.last_error = f"{error.code().name}: {error.details()}"
+            self.last_error = f"{error.code().name}: {limits.shown(str(error.details()))}"
             log.warning("the connection to the server ended: %s", self.last_error)
         except (LinkError, asyncio.InvalidStateError) as error:  # the latter: written to when it had just ended
             self.last_error = str(error)
@@ -92,9 +92,9 @@ class LinkClient:
     async def _talk(self, stream: Any) -> None:
         await stream.write(FromClient(hello=self._handler.hello()))
         welcome = await self._welcomed(stream)
-        self.connected_since, self.server_version = time.time(), welcome.version[: limits.TEXT]
+        self.connected_since, self.server_version = time.time(), limits.shown(welcome.version)
         self.last_error = ""
-        log.info("connected as %s to a server of version %s", welcome.name, self.server_version)
+        log.info("connected as %s to a server of version %s", limits.shown(welcome.name), self.server_version)
         outgoing = self._bench.connected()
         self._last = time.monotonic()
         tasks = {
@@ -139,9 +139,10 @@ class LinkClient:
                 await self._bench.hear(kind, getattr(frame, kind))
 
     def _goodbye(self, said: Goodbye) -> None:
+        reason = limits.shown(said.reason)
         if said.retry:
-            raise LinkError(f"the server ended the connection: {said.reason}")
-        raise TurnedAwayError(f"the server turns this client away: {said.reason}")
+            raise LinkError(f"the server ended the connection: {reason}")
+        raise TurnedAwayError(f"the server turns this client away: {reason}")
 
     async def _beat(self, seconds: float) -> None:
         number = 0

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,12 +74,32 @@ class LinkGrid(Grid):
         """Asks each message's site; returns ids with which the replies can be pulled."""
         asked = self._open(messages, None)
         self._asked |= {stamp(message): (message, work) for message, work in asked}
+        self.host.begin(self.host.hub.wait([work for _, work in asked], self.absence))
         return [message.metadata.message_id for message, _ in asked]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to `message_ids` that are there and were not pulled yet."""
-        done = [i for i in message_ids if i in self._asked and self._asked[i][1].ended.done()]
-        return [self._reply(message, work.ended.result()) for message, work in (self._asked.pop(i) for i in done)]
+        """The replies to `message_ids` that are there and were not pulled yet.
+
+        A site that is away for longer than `absence` is lost; one that works takes the time that it needs.
+        """
+        ready = [i for i in message_ids if i in self._asked and self._asked[i][1].ended.done()]
+        done = [self._asked.pop(i) for i in ready]
+        if done:
+            self.host.call(self._close([work for _, work in done]))
+        return [self._reply(message, work.ended.result()) for message, work in done]
+
+    def withdraw(self, message_ids: Iterable[str], reason: str) -> None:
+        """Ends the works of pushed messages: their sites are told, and nobody pulls their replies."""
+        works = [self._asked.pop(i)[1] for i in message_ids if i in self._asked]
+        self.host.call(self._close(works, reason))
+
+    def present(self) -> Collection[int]:
+        """The nodes of the sites that are connected."""
+        names = self.host.call(self._connected())
+        return [SERVER_NODE_ID + 1 + number for number, site in enumerate(self.sites) if site in names]
+
+    async def _connected(self) -> Collection[str]:
+        return set(self.host.hub.connected())
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """A reply to each message, in their order; it is an error where a site failed or is lost."""
@@ -106,15 +126,26 @@ class LinkGrid(Grid):
         return collect
 
     def committed(self, number: int) -> None:
-        """Round `number` is durable: no single update of it, or of one before, is needed any more."""
-        over = [work for work, its_round in self._rounds.items() if its_round <= number]
+        """Round `number` is durable: no single update of it, or of one before, is needed any more.
+
+        But those that were pushed and not pulled yet: they count in a later round than they were asked in.
+        """
+        waiting = self._waiting()
+        over = [work for work, its_round in self._rounds.items() if its_round <= number and work not in waiting]
         self.inbox.forget(over)
         for work in over:
             del self._rounds[work]
 
-    async def _close(self, works: Sequence[Work]) -> None:
+    def tidy(self) -> None:
+        """Deletes what is there of works that were not pushed, or were pulled: an earlier server has left it."""
+        self.inbox.keep_only(self._waiting())
+
+    def _waiting(self) -> Collection[str]:
+        return {work.id for _, work in self._asked.values()}
+
+    async def _close(self, works: Sequence[Work], reason: str = "the server has given the round up") -> None:
         for work in works:  # who stops waiting, for a signal say, leaves no work without an end
-            work.end(Ending.LOST, reason="the server has given the round up")
+            work.end(Ending.LOST, reason=reason)
         self.host.hub.close(works, "the round is over")
 
     def _open(self, messages: Iterable[Message], timeout: float | None) -> list[tuple[Message, Work]]:

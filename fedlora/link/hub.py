@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -62,6 +63,7 @@ class Hub:
     def __init__(self) -> None:
         self.presences: dict[str, Presence] = {}
         self.works: dict[str, Work] = {}
+        self._counted: OrderedDict[str, str] = OrderedDict()
         self.changed = asyncio.Event()
         """Set whenever a client comes or goes; whoever waits for that clears it."""
 
@@ -179,10 +181,24 @@ class Hub:
         """Tells clients that their rounds are over: what they still make of these works is not wanted."""
         for work in works:
             self.works.pop(work.id, None)
+            if work.answered:
+                self._remember(work)
             there = self._presence(work.site).connection
             unwanted = (Ending.LOST, Ending.LATE)
             if there is not None and (not work.ended.done() or work.ended.result().how in unwanted):
                 there.say(FromServer(closed=Closed(work=work.id, reason=reason)))
+
+    def _remember(self, work: Work) -> None:
+        """An acknowledgement may have been lost on its way: its client will ask again."""
+        self._counted[work.id] = work.site
+        self._counted.move_to_end(work.id)
+        while len(self._counted) > limits.COUNTED:
+            self._counted.popitem(last=False)
+
+    def counted(self, site: str, work: str) -> bool:
+        """Whether an answer of that client's was taken for its round, as far as this server remembers."""
+        found = self.of(site, work)
+        return found.answered if found is not None else self._counted.get(work) == site
 
     def of(self, site: str, work: str) -> Work | None:
         """The open work with that id, if it is that client's."""
@@ -214,7 +230,7 @@ class Hub:
 
 
 def _end_if_enough(works: Sequence[Work], enough: int) -> None:
-    answered = sum(work.ended.done() and work.ended.result().how is Ending.ANSWERED for work in works)
+    answered = sum(work.answered for work in works)
     if answered >= enough:
         for work in works:
             work.end(Ending.LATE, reason="the round had what it needed (federation.over_selection) before this answer")

@@ -6,7 +6,7 @@ Single updates are personal data: files are for this user alone.
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,10 @@ class Inbox:
                 path.unlink(missing_ok=True)
         for work in over:
             self._parts.pop(work, None)
+
+    def keep_only(self, works: Collection[str]) -> None:
+        """Deletes all but the answers to `works` and what came of them."""
+        self.forget({path.name[:_ID] for path in self._folder.iterdir()} - set(works))
 
     def clear(self) -> None:
         """Deletes everything: the run has ended, or its rounds are committed."""

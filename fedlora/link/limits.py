@@ -7,6 +7,9 @@ from collections.abc import Callable
 PROTOCOL = 1
 """The version of `fedlora.v1` that this package speaks. Client and server of another one refuse each other."""
 
+COUNTED = 20_000
+"""Works of rounds that are over whose answers are known to have been counted, for clients that were not told."""
+
 CHUNK = 512 * 1024
 """Of arrays, in one frame."""
 

@@ -194,12 +194,14 @@ class Session:
     async def _on_is_open(self, said: IsOpen) -> None:
         work = self._work(said.work)
         is_open = work is not None and not work.ended.done()
+        if not is_open and self._hub.counted(self.site, said.work):
+            self._acknowledge(said.work)  # it asks because it was not told
         self.say(FromServer(openness=Openness(work=said.work, open=is_open)))
 
     async def _on_upload(self, said: Upload) -> None:
         work = self._work(said.work)
         if work is None or work.ended.done():
-            self._acknowledge(said.work, work)
+            self._acknowledge(said.work)
             return
         if not 0 < said.size <= work.largest or len(said.sha256) != 32:
             raise ProtocolError(
@@ -229,7 +231,7 @@ class Session:
         self._receiving = None
         receiving.check()
         await self._kept(work, receiving)
-        self._acknowledge(work.id, work)
+        self._acknowledge(work.id)
 
     async def _kept(self, work: Work, receiving: Receiving) -> None:
         """Ends the work with a whole answer, unless its round was closed while the disk wrote."""
@@ -244,9 +246,9 @@ class Session:
         if late and self._hub.of(self.site, work.id) in (None, work):  # and it was not asked for anew
             work.inbox.forget([work.id])
 
-    def _acknowledge(self, work_id: str, work: Work | None) -> None:
+    def _acknowledge(self, work_id: str) -> None:
         """An answer is taken once; that it came before is no fault."""
-        counted = work is not None and work.ended.done() and work.ended.result().how is Ending.ANSWERED
+        counted = self._hub.counted(self.site, work_id)
         reason = "" if counted else "the round is over: the answer came too late and was not kept"
         self.say(FromServer(acknowledged=Acknowledged(work=work_id, counted=counted, reason=reason)))
 

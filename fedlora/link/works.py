@@ -76,6 +76,11 @@ class Work:
             seconds_left=left,
         )
 
+    @property
+    def answered(self) -> bool:
+        """Whether it has ended with an answer."""
+        return self.ended.done() and self.ended.result().how is Ending.ANSWERED
+
     def end(self, how: Ending, *, file: Path | None = None, reason: str = "") -> None:
         """The first end counts."""
         if not self.ended.done():

@@ -1,7 +1,6 @@
 """The admission gate: every answer is checked before a strategy sees it. A bad one costs its sender, never the run."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +9,7 @@ from flwr.app import Message
 from fedlora.adapters.algebra import distance, product
 from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.config.schema import FederationConfig
+from fedlora.link.limits import shown
 from fedlora.server.records import Outcome, RosterRow
 from fedlora.wire import Answer, WireError, declined_reason, payload_bytes, read_answer
 
@@ -49,15 +49,15 @@ def admit(reply: Message, client: int, expected: Expected) -> Verdict:
     if reason is not None:
         return refused(client, Outcome.DECLINED, reason)
     try:
-        answer = read_answer(reply.content, expected.manifest)
+        answer = _finite(read_answer(reply.content, expected.manifest))
         for check in CHECKS:
             check(answer, client, expected)
     except WireError as error:
         return refused(client, Outcome.REJECTED, str(error))
     sent = payload_bytes(reply.content.array_records["arrays"], answer.tensors)
     metrics = dict(answer.metrics)
-    seconds = metrics.pop("seconds", 0.0)
-    row = RosterRow(client, Outcome.REPORTED, bytes_up=sent, metrics=_finite(metrics))
+    seconds = max(0.0, metrics.pop("seconds", 0.0))
+    row = RosterRow(client, Outcome.REPORTED, bytes_up=sent, metrics=metrics)
     return Verdict(row if expected.private else replace(row, samples=answer.samples, seconds=seconds), answer)
 
 
@@ -66,10 +66,10 @@ _LINKS_OWN = {LOST_CODE: Outcome.LOST, UNREADABLE_CODE: Outcome.REJECTED, LATE_C
 
 def _without_answer(reply: Message) -> tuple[Outcome, str]:
     """What an error says of its client."""
-    outcome = _LINKS_OWN.get(reply.error.code)
+    outcome, reason = _LINKS_OWN.get(reply.error.code), shown(str(reply.error.reason))
     if outcome is not None:
-        return outcome, str(reply.error.reason)
-    return Outcome.FAILED, f"the client raised an error: {reply.error.reason}"
+        return outcome, reason
+    return Outcome.FAILED, f"the client raised an error: {reason}"
 
 
 def refused(client: int, outcome: Outcome, reason: str) -> Verdict:
@@ -114,7 +114,7 @@ def check_norm(answer: Answer, client: int, expected: Expected) -> None:
     if bound is None:
         return
     norm = update_norm(expected.manifest, expected.before, {**expected.before, **answer.tensors})
-    if norm > bound:
+    if not norm <= bound:  # NaN, which no comparison holds for, is no norm either
         raise WireError(f"the update's norm is {norm:.4g}, above the bound {bound:.4g} (federation.max_update_norm)")
 
 
@@ -127,5 +127,6 @@ def update_norm(manifest: Manifest, before: Tensors, after: Tensors) -> float:
 CHECKS = (check_identity, check_samples, check_finite, check_norm)
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if np.isfinite(value)}
+def _finite(answer: Answer) -> Answer:
+    """Without the figures that are NaN or infinite: they would spoil a roster, a database and a round's averages."""
+    return replace(answer, metrics={name: value for name, value in answer.metrics.items() if math.isfinite(value)})

@@ -1,6 +1,7 @@
 """Who is asked in a round."""
 
 import math
+from collections.abc import Collection, Sequence
 
 from fedlora.config.schema import RunConfig
 from fedlora.privacy.central import central_source
@@ -21,3 +22,21 @@ def draw_cohort(config: RunConfig, round_number: int) -> list[int]:
     size = min(federation.clients, math.ceil(federation.cohort * federation.over_selection))
     chosen = stream(config.seed, "cohort", round_number).choice(federation.clients, size=size, replace=False)
     return sorted(int(client) for client in chosen)
+
+
+def asking_order(config: RunConfig, round_number: int) -> Sequence[int]:
+    """All clients in the order in which idle ones are asked in a buffered round: the seed and the round decide."""
+    drawn = stream(config.seed, "cohort", round_number).permutation(config.federation.clients)
+    return [int(client) for client in drawn]
+
+
+def to_ask(order: Sequence[int], at_work: Collection[int], there: Collection[int], cohort: int) -> list[int]:
+    """Who of the idle clients in `order` is asked now, in ascending order, so that up to `cohort` are at work.
+
+    there: clients that are connected. They come first, and one that is away, asked for when it is back, takes the
+    place of none of them.
+    """
+    present = [client for client in order if client in there]
+    chosen = present[: max(0, cohort - sum(client in there for client in at_work))]
+    away = [client for client in order if client not in there]
+    return sorted(chosen + away[: max(0, cohort - len(at_work) - len(chosen))])

@@ -5,32 +5,30 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from fedlora.config.schema import RunConfig
 from fedlora.errors import LinkError, RunError, StoreError
-from fedlora.identity import enrolment
-from fedlora.identity.authority import Authority, open_authority
+from fedlora.identity.authority import open_authority
 from fedlora.identity.keys import certificate_facts, read_certificate
-from fedlora.identity.records import ClientRecord, ClientStatus
+from fedlora.identity.records import ClientStatus
 from fedlora.identity.registry import Registry
 from fedlora.identity.tls import ServerFiles, ensure_server_certificate, server_files
 from fedlora.link.enrolment import EnrolmentService, enrolment_server
 from fedlora.link.grid import LinkGrid
 from fedlora.link.host import LinkHost
-from fedlora.link.hub import Presence
 from fedlora.link.inbox import FOLDER as INCOMING
 from fedlora.link.inbox import Inbox
-from fedlora.link.service import Doors, LinkService, link_server
-from fedlora.link.v1.link_pb2 import EraseReply, State
+from fedlora.link.service import LinkService, link_server
+from fedlora.server.alone import locked, only_server
 from fedlora.server.certificates import server_credentials
-from fedlora.server.durable import explained
-from fedlora.server.erase import erase_client, finish_erasures
+from fedlora.server.dashboard.app import front
+from fedlora.server.dashboard.serving import dashboard_of
+from fedlora.server.erase import finish_erasures
 from fedlora.server.events import Listener
+from fedlora.server.metrics.live import scrape_of
+from fedlora.server.open_files import raise_limit
 from fedlora.server.operator.access import publish
 from fedlora.server.operator.api import LOOPBACK, make_api
 from fedlora.server.operator.serve import OperatorServer
@@ -39,10 +37,12 @@ from fedlora.server.operator.token import make_token
 from fedlora.server.queue import Driver, RunQueue, Stop
 from fedlora.server.records import RunInfo, RunStatus
 from fedlora.server.retention import forgetting
+from fedlora.server.running import Server
 from fedlora.server.settings import ServerSettings
 from fedlora.server.store import RunStore
-from fedlora.server.submitted import for_sites
+from fedlora.server.watch import watching
 from fedlora.service_manager import Watchdog, notify
+from fedlora.trackers.tracking import tracking
 
 log = logging.getLogger(__name__)
 
@@ -56,90 +56,27 @@ _REVOCATIONS = 5.0
 """Seconds between looks at who was revoked while connected."""
 
 
-@dataclass(frozen=True)
-class Server:
-    """What a running server consists of."""
-
-    files: ServerFiles
-    settings: ServerSettings
-    store: RunStore
-    registry: Registry
-    authority: Authority
-    host: LinkHost
-    queue: RunQueue
-
-    def doors(self) -> Doors:
-        """What the link asks of the rest."""
-        return Doors(
-            admit=lambda name, certificate: enrolment.admit(self.registry, name, certificate),
-            seen=self.registry.seen,
-            inbox=lambda run: Inbox(self.store.get(run).folder),
-            renew=self._renew,
-            erase=self._erase,
-        )
-
-    def _erase(self, name: str, leave: bool, keep: bool) -> EraseReply:
-        if not keep:
-            return erase_client(self.store, self.registry, name, leave=leave)
-        self.registry.revoke(name, "left")
-        return EraseReply()
-
-    def active(self) -> list[str]:
-        """The clients that may connect."""
-        return [record.name for record in self.registry.clients() if record.status is ClientStatus.ACTIVE]
-
-    def clients(self) -> list[dict[str, Any]]:
-        """What is known of each client, for the operator."""
-        presences = self.host.hub.connected()
-        return [_plain(record, presences.get(record.name)) for record in self.registry.clients()]
-
-    def prepare(self, config: RunConfig) -> RunConfig:
-        """A submitted experiment, ready to be queued. Raises ConfigError."""
-        from fedlora.simulations.simulate import resolve  # loads torch
-
-        return resolve(for_sites(config, self.active()))
-
-    def _renew(self, name: str, certificate: bytes, request: bytes) -> enrolment.Issued:
-        digest = certificate_facts(certificate).sha256
-        return enrolment.renew(self.registry, self.authority, name, digest, request)
-
-    def join(self, secret: str, request: bytes) -> enrolment.Issued:
-        """A client with a token."""
-        return enrolment.join(self.registry, self.authority, secret, request)
-
-
-@contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """One server a home. Raises StoreError if another one runs."""
-    lock = FileLock(home / ".server.lock")
-    with explained("lock", home):
-        try:
-            lock.acquire(timeout=1.0)
-        except Timeout:
-            raise StoreError(f"another server runs in {home}: stop it first, or use a home of its own") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 @contextmanager
 def running(home: Path, settings: ServerSettings, *, database: str | None = None) -> Iterator[Server]:
     """A server whose link listens; nothing is driven yet.
 
-    Raises IdentityError without an authority in `home`, StoreError, and LinkError for an address that is taken.
+    Raises IdentityError without an authority in `home`, StoreError, too if another server has the home or the database,
+    and LinkError for an address that is taken.
     """
-    files = server_files(home)
+    raise_limit()
+    files, url = server_files(home), database or settings.database
     authority = open_authority(files.authority)
     with ExitStack() as stack:
         stack.enter_context(locked(home))
         ensure_server_certificate(home, authority, _hosts(files, settings))
-        store = stack.enter_context(RunStore.open(files.runs, url=database or settings.database))
+        stack.enter_context(only_server(url, files.runs))
+        store = stack.enter_context(RunStore.open(files.runs, url=url))
         host = stack.enter_context(LinkHost())
         server = Server(files, settings, store, Registry(store.database), authority, host, RunQueue(store))
         for stop in host.call(_listen(server)):
             stack.callback(_stopping, host, stop)
         stack.callback(_revocations(server))
+        stack.enter_context(watching(server.views))
         stack.enter_context(_operator(server))
         stack.enter_context(forgetting(store, settings))
         yield server
@@ -151,32 +88,25 @@ def _stopping(host: LinkHost, stop: Callable[[float], Any]) -> None:
 
 @contextmanager
 def _operator(server: Server) -> Iterator[None]:
-    """The operator's API, for the block."""
+    """The operator's API and the dashboard, for the block."""
     home, settings = server.files.home, server.settings
     name, _, port = settings.operator.rpartition(":")
     facts = certificate_facts(read_certificate(server.files.certificate))
+    token, hosts = make_token(home / TOKEN), (*LOOPBACK, *facts.hosts)
     app = make_api(
         server.queue,
         server.store,
-        make_token(home / TOKEN),
+        token,
         server.clients,
         prepare=server.prepare,
-        hosts=(*LOOPBACK, *facts.hosts),
+        hosts=hosts,
+        metrics=scrape_of(home, server.store, server.registry, server.host),
+        views=server.views,
     )
-    with OperatorServer(app, name, int(port), server.files.certificate, server.files.key) as api:
+    both = front(app, dashboard_of(server, token, hosts, app.state.closing))
+    with OperatorServer(both, name, int(port), server.files.certificate, server.files.key) as api:
         publish(home, api.url)
         yield
-
-
-def _plain(record: ClientRecord, presence: Presence | None) -> dict[str, Any]:
-    state = State() if presence is None else presence.state
-    return {
-        **asdict(record),
-        "connected": presence is not None,
-        "paused": state.reason or "paused" if state.paused else None,
-        "work": state.work or None,
-        "data": [] if presence is None else list(presence.data),
-    }
 
 
 def _hosts(files: ServerFiles, settings: ServerSettings) -> Sequence[str]:
@@ -258,6 +188,7 @@ def serve(server: Server, listeners: Sequence[Listener]) -> None:
     """Drives queued runs until SIGTERM or Ctrl-C: a round under way is given up, and run again at the next start."""
     finish_erasures(server.store)
     clear_leftovers(server.store)
+    listeners = (*listeners, *tracking(server.settings.tracking))
     driver = Driver(server.queue, lambda run, stop: drive(server, run, stop, listeners))
     watchdog = Watchdog()
     watchdog.start()

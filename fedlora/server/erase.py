@@ -2,12 +2,14 @@
 
 Gone is all that tells of the site's single updates and of what it measured: in the database, in the run's folder
 (events, checkpoints, report, incoming answers, receipts), and in what a run that is under way is about to write of the
-rounds that it had begun. What stays:
+rounds that it had begun. Of a client that leaves, too, the links that show its part to collaborators, and its name in
+the audit log. What stays:
 
 - the global models and adapters. An update that was aggregated cannot be taken out of them; the reply says in which
   rounds it is, and from which checkpoint a run without it could begin;
-- that the client took part: its number, and the outcome of each round. Under local DP privacy.json and the adapter's
-  copy of it count those rounds; they count nothing else of a site;
+- that the client took part: its name among the sites of its runs and, revoked, among the server's clients; its number,
+  and the outcome of each round. Under local DP privacy.json and the adapter's copy of it count those rounds; they
+  count nothing else of a site;
 - figures of whole rounds and runs (`train_loss`, `clients_…`, bytes, seconds): sums and means over sites. Who knows
   the other sites' figures can still work out this one's from a mean. Where it alone reported, they go, too;
 - reports that were written to other places, logs of the server's process, copies and backups.
@@ -30,6 +32,9 @@ from fedlora.identity.registry import Registry
 from fedlora.link.v1.link_pb2 import ErasedRun, EraseReply
 from fedlora.server import scrub_files
 from fedlora.server.checkpoint import saved_rounds
+from fedlora.server.dashboard.audit import AuditLog, Note
+from fedlora.server.dashboard.forgetting import GONE
+from fedlora.server.dashboard.links import Links
 from fedlora.server.records import Outcome, RunHistory, RunInfo, RunStatus
 from fedlora.server.scrub import Erasures, erasures, exclusive, note
 from fedlora.server.store import RunStore
@@ -79,8 +84,20 @@ def erase_client(
     if failures:
         raise StoreError(f"not everything of client {name!r} could be erased: {'; '.join(failures)}; repeat it")
     if leave:
+        forget_name(store, name)
+        AuditLog(store.database).write(Note("erase client", "", object=f"client {GONE}", reason="at its own request"))
         registry.revoke(name, LEFT)
     return EraseReply(runs=[_told(store.history(run), client) for run, client in found])
+
+
+def forget_name(store: RunStore, name: str) -> None:
+    """Ends the links that show the client `name` its part, and takes its name out of the audit log. Raises StoreError.
+
+    Nothing of it is left in SQLite's files then; whether a crash has left some before, nobody knows.
+    """
+    Links(store.database).remove_of(name)
+    AuditLog(store.database).forget(name)
+    store.database.purge()
 
 
 def _with_client(client: int, leave: bool, before: Erasures, last: int) -> Erasures:
@@ -126,13 +143,18 @@ def finish_erasures(store: RunStore) -> None:
 
 def _place(run: RunInfo, name: str) -> int | None:
     """The client number of the site `name`; None if it has no part in the run."""
+    sites = sites_of(run)
+    return sites.index(name) if name in sites else None
+
+
+def sites_of(run: RunInfo) -> Sequence[str]:
+    """The names of the run's sites by client number; none of simulated ones. Raises StoreError."""
     try:
-        sites = json.loads(run.config)["federation"].get("sites", ())
+        return tuple(json.loads(run.config)["federation"].get("sites") or ())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"the configuration of run {run.id} in the store cannot be read, so nobody knows its sites: {error}"
         ) from error
-    return sites.index(name) if name in sites else None
 
 
 def _noted(store: RunStore, run: RunInfo, more: Callable[[Erasures, int], Erasures]) -> Erasures:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -11,13 +11,14 @@ from flwr.serverapp.strategy import Strategy as FlowerBase
 
 from fedlora.adapters.manifest import Role, tensors_digest
 from fedlora.config.schema import RunConfig
-from fedlora.config.site_rules import FEW
+from fedlora.config.site_rules import FEW, undisguised
 from fedlora.errors import QuorumError, RunError
 from fedlora.privacy.central import BOUND, CentralMechanism, central_source, mechanism_for, release_round
-from fedlora.server.admission import Expected, Verdict, admit, refused
+from fedlora.server.admission import Expected, Verdict, refused
 from fedlora.server.aggregation_error import AggregationError, MeasuredError
 from fedlora.server.client_metrics import clients_found
 from fedlora.server.cohort import draw_cohort
+from fedlora.server.judging import evenly, judged
 from fedlora.server.receipts import ReceiptBook
 from fedlora.server.records import Outcome, RosterRow, RoundRecord
 from fedlora.strategies.base import State, Strategy, Update, global_tensors
@@ -86,19 +87,29 @@ class FlowerStrategy(FlowerBase):
     ) -> Iterable[Message]:
         """One message for each client of the round's cohort, in client order."""
         del arrays, config
-        federation = self.config.federation
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) < federation.clients:
+        nodes = self.nodes(grid)
+        self._asked = {nodes[client]: client for client in draw_cohort(self.config, server_round)}
+        return self.messages(server_round, self._asked, self.state)
+
+    def nodes(self, grid: Grid) -> Sequence[int]:
+        """The node of each client, in the order of their numbers. Raises RunError if `grid` has too few."""
+        nodes, clients = sorted(grid.get_node_ids()), self.config.federation.clients
+        if len(nodes) < clients:
             raise RunError(
-                f"the engine has {len(nodes)} nodes, but federation.clients={federation.clients}:"
+                f"the engine has {len(nodes)} nodes, but federation.clients={clients}:"
                 " start as many nodes, or lower federation.clients"
             )
-        self._asked = {nodes[client]: client for client in draw_cohort(self.config, server_round)}
-        shared: dict[int, ArrayRecord] = {}
-        return [self._message(server_round, node, client, shared) for node, client in self._asked.items()]
+        return nodes
 
-    def _message(self, server_round: int, node: int, client: int, shared: dict[int, ArrayRecord]) -> Message:
-        tensors = self.method.plan(self.state, client)
+    def messages(self, server_round: int, asked: Mapping[int, int], state: State) -> list[Message]:
+        """The tasks of a round that begins at `state`, for `asked`: node → client."""
+        shared: dict[int, ArrayRecord] = {}
+        return [self._message(server_round, node, client, state, shared) for node, client in asked.items()]
+
+    def _message(
+        self, server_round: int, node: int, client: int, state: State, shared: dict[int, ArrayRecord]
+    ) -> Message:
+        tensors = self.method.plan(state, client)
         if id(tensors) not in shared:  # a plan that is the same for everyone is serialised once
             shared[id(tensors)] = to_record(tensors)
         arrays = shared[id(tensors)]
@@ -136,42 +147,51 @@ class FlowerStrategy(FlowerBase):
         Raises RunError if fewer than `federation.min_reports` updates were admitted; the state is then unchanged. Not
         under central DP: how many report is private, and a round without any is one of noise.
         """
-        verdicts = self._verdicts(server_round, replies)
+        self.conclude(server_round, self._verdicts(server_round, replies))
+        return to_record(self.state.shared), MetricRecord(dict(self.record.metrics))
+
+    def conclude(self, server_round: int, found: Mapping[int, Verdict], waiting: str = "") -> None:
+        """Ends a round with what became of its clients: folds, finishes, and writes `record`.
+
+        waiting: who has not ended, for an error's text. Raises as `aggregate_train` does.
+        """
+        self._note_heads(found)
+        self._provisioned -= {client for client, verdict in found.items() if verdict.answer is None}
+        verdicts = [found[client] for client in sorted(found)]
         answers = [verdict.answer for verdict in verdicts if verdict.answer is not None]
         roster = [self._with_bytes_down(verdict.row) for verdict in verdicts]
         self.record = self._account(server_round, roster)
         if self._central is None:
-            self._require(answers, roster)
+            self._require(answers, roster, waiting)
             metrics = self._fold(answers)
         else:
             metrics = self._fold_noised(self._central, answers)
         self.record = replace(self.record, metrics=metrics)
-        return to_record(self.state.shared), MetricRecord(dict(metrics))
 
-    def _verdicts(self, server_round: int, replies: Iterable[Message]) -> list[Verdict]:
-        expected = Expected(
+    def expected(self, server_round: int, state: State) -> Expected:
+        """What an answer must fit in a round that begins at `state`."""
+        return Expected(
             self.run,
             server_round,
-            self.state.manifest,
-            global_tensors(self.state),
+            state.manifest,
+            global_tensors(state),
             self.config.federation,
             private=self.config.privacy.local,
         )
+
+    def _verdicts(self, server_round: int, replies: Iterable[Message]) -> dict[int, Verdict]:
+        expected = self.expected(server_round, self.state)
         found: dict[int, Verdict] = {}
         for reply in replies:
             client = self._asked.get(reply.metadata.src_node_id)
             if client is None or client in found:
                 log.warning("an answer from node %s was not asked for: ignored", reply.metadata.src_node_id)
                 continue
-            found[client] = admit(reply, client, expected)
+            found[client] = judged(reply, client, expected)
         lost = "no answer came before the round's deadline (federation.timeout)"
-        if expected.private:
-            found = {client: spent_unused(verdict) for client, verdict in found.items()}
         for client in self._asked.values():
             found.setdefault(client, refused(client, Outcome.LOST, lost))
-        self._note_heads(found)
-        self._provisioned -= {client for client, verdict in found.items() if verdict.answer is None}
-        return [found[client] for client in sorted(found)]
+        return found
 
     def _note_heads(self, found: Mapping[int, Verdict]) -> None:
         for client, verdict in found.items():
@@ -197,13 +217,13 @@ class FlowerStrategy(FlowerBase):
             bytes_down_head=sum(down[1] for down in downs),
         )
 
-    def _require(self, answers: list[Answer], roster: list[RosterRow]) -> None:
+    def _require(self, answers: list[Answer], roster: list[RosterRow], waiting: str) -> None:
         least, why = needed(self.config)
         if len(answers) < least:
-            reasons = "; ".join(f"client {row.client}: {row.reason}" for row in roster if row.reason)
+            reasons = [f"client {row.client}: {row.reason}" for row in roster if row.reason]
             raise QuorumError(
                 f"round {self.record.round}: {len(answers)} of {len(roster)} updates were admitted, fewer than"
-                f" {why}={least} ({reasons})"
+                f" {why}={least} ({'; '.join([*reasons, waiting] if waiting else reasons)})"
             )
 
     def _fold(self, answers: list[Answer]) -> dict[str, float]:
@@ -244,32 +264,18 @@ class FlowerStrategy(FlowerBase):
 
 def needed(config: RunConfig) -> tuple[int, str]:
     """How many updates a round needs to be released, and the setting that says so."""
-    federation = config.federation
-    exposed = bool(federation.sites) and config.privacy.name == "none" and not federation.release_few
-    if exposed and federation.min_reports < FEW:
+    if undisguised(config) and config.federation.min_reports < FEW:
         return FEW, "what hides a single site (federation.release_few)"
-    return federation.min_reports, "federation.min_reports"
+    return config.federation.min_reports, "federation.min_reports"
 
 
 def deadline_of(config: RunConfig) -> float | None:
-    """When a round that begins now ends, in seconds since the epoch; None if rounds have no end."""
+    """When a round that begins now ends for its clients, in seconds since the epoch; None if it does not.
+
+    A buffered round's end is not that of those at work.
+    """
     timeout = config.federation.timeout
-    return None if timeout is None else time.time() + timeout
-
-
-def evenly(answers: list[Answer]) -> list[Answer]:
-    """The answers with the counts of rows that are their weights. If an owner keeps a count, all count alike."""
-    if not any(answer.withheld for answer in answers):
-        return answers
-    log.info("a site keeps its number of rows to itself: all updates of this round count alike")
-    return [replace(answer, samples=1) for answer in answers]
-
-
-def spent_unused(verdict: Verdict) -> Verdict:
-    """Under local DP an update that was sent and not counted has cost its client: the roster says so."""
-    if verdict.row.outcome is not Outcome.REJECTED:
-        return verdict
-    return replace(verdict, row=replace(verdict.row, reason=f"{verdict.row.reason} (its ε is spent, unused)"))
+    return None if timeout is None or config.federation.buffered else time.time() + timeout
 
 
 def _error_metrics(error: MeasuredError | None) -> dict[str, float]:

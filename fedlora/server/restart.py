@@ -63,6 +63,7 @@ def _reduced(config: RunConfig, without: Sequence[str], *, done: int) -> RunConf
         "sites": sites,
         "clients": len(sites),
         "cohort": min(config.federation.cohort, len(sites)),
+        "buffer": None if config.federation.buffer is None else min(config.federation.buffer, len(sites)),
         "rounds": rounds,
     }
     found = config.model_copy(

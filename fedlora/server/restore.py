@@ -17,6 +17,7 @@ from fedlora.identity.tls import server_files
 from fedlora.server import bundle, scrub
 from fedlora.server.backup import FORMAT, POSTGRES_DUMP
 from fedlora.server.durable import explained, sync_folder
+from fedlora.server.erase import forget_name, sites_of
 from fedlora.server.settings import DATABASE_VARIABLE, database_of
 from fedlora.server.store import RunStore, tables, urls
 from fedlora.server.store.dump import check_known, restore_postgres
@@ -44,13 +45,18 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True)
 class Restored:
-    """What a new home holds. created_at: when the copy was made. withdrawn: tokens that cannot be used any more."""
+    """What a new home holds. created_at: when the copy was made.
+
+    withdrawn: clients' tokens that cannot be used any more. access: access tokens and links of the dashboard that are
+    gone.
+    """
 
     created_at: datetime
     runs: int
     rounds: int
     keys: bool
     withdrawn: int
+    access: int
 
 
 def restore(source: Path, home: Path) -> Restored:
@@ -58,7 +64,8 @@ def restore(source: Path, home: Path) -> Restored:
 
     A copy of PostgreSQL goes into the empty database that the environment or the copy's settings name.
 
-    Open tokens are withdrawn: they may have been used since. What sites had erased when the copy was made is erased
+    Open tokens are withdrawn: they may have been used since. So is whatever opens the dashboard, and sessions end: who
+    had access when the copy was made may have lost it since. What sites had erased when the copy was made is erased
     again when the server starts. Only copies that one trusts should be restored: the database in one is taken as it is.
 
     Raises StoreError: there is something in `home`, the copy is damaged, holds what no copy holds, or is a newer
@@ -74,11 +81,11 @@ def restore(source: Path, home: Path) -> Restored:
                 (draft / POSTGRES_DUMP).unlink()
                 runs.mkdir(mode=0o700, exist_ok=True)
         with RunStore.open(runs, url=url) as store:
-            withdrawn = _withdraw_tokens(store)
+            withdrawn, access = _withdraw_tokens(store), _withdraw_access(store)
             _erase_again(store)
         (runs / ".migrating.lock").unlink(missing_ok=True)
         _put_in_place(draft, home)
-    return Restored(facts.created_at, facts.runs, facts.rounds, facts.keys, withdrawn)
+    return Restored(facts.created_at, facts.runs, facts.rounds, facts.keys, withdrawn, access)
 
 
 @contextmanager
@@ -137,13 +144,26 @@ def _withdraw_tokens(store: RunStore) -> int:
         return connection.execute(unused).rowcount
 
 
+def _withdraw_access(store: RunStore) -> int:
+    """The operator's token is in no copy: the server makes a new one, and who has that lets the others in again."""
+    with store.database.writes() as connection:
+        connection.execute(sa.delete(tables.dashboard_sessions))
+        both = (tables.access_tokens, tables.collaborator_links)
+        return sum(connection.execute(sa.delete(table)).rowcount for table in both)
+
+
 def _erase_again(store: RunStore) -> None:
     """Makes the server's next start look at all that is noted: database and files may be of different moments."""
+    left: set[str] = set()
     for run in store.list():
         inside = run.folder.resolve().is_relative_to(store.folder)  # not those of another server on this host
         if inside and (run.folder / scrub.FILE).is_file():
             with scrub.exclusive(run.folder):
-                scrub.note(run.folder, replace(scrub.erasures(run.folder), complete=False))
+                noted = scrub.erasures(run.folder)
+                scrub.note(run.folder, replace(noted, complete=False))
+            left |= {sites_of(run)[client] for client, last in noted.clients.items() if last is None}
+    for name in left:
+        forget_name(store, name)
 
 
 def _put_in_place(draft: Path, home: Path) -> None:

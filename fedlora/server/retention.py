@@ -9,6 +9,7 @@ from datetime import timedelta
 from fedlora.errors import StoreError
 from fedlora.identity.clock import Clock, utc_now
 from fedlora.server import scrub_files
+from fedlora.server.dashboard.audit import AuditLog
 from fedlora.server.erase import expire
 from fedlora.server.records import RunInfo, RunStatus
 from fedlora.server.scrub import erasures, exclusive
@@ -24,7 +25,7 @@ _PATIENCE = 5.0  # seconds for which the end waits; a crash at any instant does 
 
 
 def forget(store: RunStore, settings: ServerSettings, *, now: Clock = utc_now) -> Sequence[str]:
-    """Deletes what the settings say; returns the ids of the runs in which rosters went.
+    """Deletes what the settings say, old entries of the audit log too; returns the ids of runs whose rosters went.
 
     It may be repeated. Raises StoreError if something could not be deleted; the rest is.
     """
@@ -35,6 +36,8 @@ def forget(store: RunStore, settings: ServerSettings, *, now: Clock = utc_now) -
     finally:
         if settings.keep_events_days is not None:
             expire_events(store, days=settings.keep_events_days, now=now)
+        if settings.keep_audit_days is not None:
+            AuditLog(store.database, now).expire(settings.keep_audit_days)
     return gone
 
 
@@ -58,7 +61,7 @@ def expire_events(store: RunStore, *, days: int, now: Clock = utc_now) -> None:
 @contextmanager
 def forgetting(store: RunStore, settings: ServerSettings) -> Iterator[None]:
     """Does `forget` in a thread for the block: at once, then every day. Without retention times it does nothing."""
-    if settings.keep_rosters_days is None and settings.keep_events_days is None:
+    if settings.keep_rosters_days is settings.keep_events_days is settings.keep_audit_days is None:
         yield
         return
     ended = threading.Event()

@@ -4,11 +4,13 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 
+from fedlora.config.section import Name
+from fedlora.config.track import TrackConfig, Tracker, check_uri, each_once, missing
 from fedlora.errors import ConfigError
 
 FILE = "server.yaml"
@@ -50,6 +52,14 @@ class ServerSettings(BaseModel):
         description="a SQLAlchemy URL, e.g. postgresql+psycopg://…; null: SQLite in the home. The environment's"
         " FEDLORA_DATABASE wins, so that a password need not stand here",
     )
+    track: tuple[Tracker, ...] = Field(
+        (), description="where else runs' figures go as they come: tensorboard, mlflow, wandb; see trackers.md"
+    )
+    track_project: Name = Field("fedlora", description="MLflow's experiment, Weights & Biases' project")
+    track_mlflow: str | None = Field(
+        None, description="MLflow's tracking URI; null: MLFLOW_TRACKING_URI, else mlflow.db beside the runs"
+    )
+    track_wandb: Literal["offline", "online"] = Field("offline", description="online: figures go to the service too")
     keep_rosters_days: Days | None = Field(
         None,
         description="days after a run's end for which the server keeps who took part in each round, with reasons and"
@@ -59,6 +69,31 @@ class ServerSettings(BaseModel):
         None,
         description="days after a run's end for which its event log tells of single clients; null: as long as rosters",
     )
+    keep_audit_days: Days | None = Field(
+        365,
+        description="days for which the dashboard's audit log keeps who did what, and from where; null: for ever",
+    )
+
+    @property
+    def tracking(self) -> TrackConfig:
+        """Where runs' figures go."""
+        where = {"to": self.track, "project": self.track_project, "mlflow": self.track_mlflow}
+        return TrackConfig.model_validate({**where, "wandb": self.track_wandb})
+
+    @field_validator("track")
+    @classmethod
+    def _check_trackers(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        problems = [problem for _, problem in missing(trackers)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return each_once(trackers)
+
+    @field_validator("track_mlflow")
+    @classmethod
+    def _check_uri(cls, uri: str | None) -> str | None:
+        if uri is not None:
+            check_uri(uri)
+        return uri
 
     @field_validator("keep_events_days")
     @classmethod

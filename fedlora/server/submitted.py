@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fedlora.config.rules import contradictions
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError
+from fedlora.server.settings import FILE as SETTINGS
 
 
 def for_sites(config: RunConfig, known: Sequence[str]) -> RunConfig:
@@ -21,6 +22,8 @@ def for_sites(config: RunConfig, known: Sequence[str]) -> RunConfig:
         for name in sites
         if name not in known
     ]
+    if config.track.to:
+        problems.append(f"track: where figures go is for the server to say ({SETTINGS}): leave it out")
     if not sites:
         problems.append("no client has joined this server yet: `fedlora server enroll NAME` gives one a token")
     if problems:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.errors import StoreError
-from fedlora.privacy.account import read_account
-from fedlora.privacy.together import spent_together
 from fedlora.server.records import RunHistory, RunInfo
 
 REPETITION_KEYS = ("seed", "name", "output", "store")
@@ -103,6 +101,9 @@ def mean_curve(
 
 def privacy_together(histories: Iterable[RunHistory]) -> str | None:
     """A sentence on what all of the runs spend together; None if none of them is private."""
+    from fedlora.privacy.account import read_account  # here: they load torch
+    from fedlora.privacy.together import spent_together
+
     accounts = (read_account(history.run.folder) for history in histories)
     return spent_together(account for account in accounts if account is not None)
 

@@ -1,8 +1,8 @@
 """The engines by name: each carries tasks to virtual clients, and measures the global model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,12 +11,15 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedlora.client.group import answer_group
+from fedlora.client.site import SimulatedSite
 from fedlora.client.worker import Worker
-from fedlora.config.schema import EngineConfig, RunConfig
+from fedlora.config.schema import RunConfig
 from fedlora.errors import RunError
+from fedlora.server.committing import Desk
 from fedlora.simulations.measure import measure_state
 from fedlora.simulations.processes import WorkerPool, can_fork
-from fedlora.simulations.virtual import InProcess, VirtualGrid
+from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid, groups_of
 from fedlora.strategies.base import State
 from fedlora.training.settings import resolve_device
 
@@ -33,7 +36,7 @@ class Engine:
     ask: begins to have messages answered, within a number of seconds; what it returns, called, gives the replies.
     measure: begins to measure a state's global model on a split ("validation" or "test"), told whether training
     follows at once; what it returns, called, gives the metrics, named `<split>_<metric>`. ahead: whether it does so in
-    the background. committed: told the number of each round that is durable.
+    the background. committed: told the number of each round that is durable. desk: see `Desk`.
     """
 
     grid: Grid
@@ -41,6 +44,7 @@ class Engine:
     measure: Callable[[State, str, bool], Callable[[], Mapping[str, float]]]
     ahead: bool
     committed: Callable[[int], None] = untold
+    desk: Desk = field(default_factory=Desk)
 
 
 MakeEngine = Callable[[RunConfig, ClientApp, Worker], AbstractContextManager[Engine]]
@@ -49,15 +53,23 @@ MakeEngine = Callable[[RunConfig, ClientApp, Worker], AbstractContextManager[Eng
 @contextmanager
 def sequential(config: RunConfig, app: ClientApp, worker: Worker) -> Iterator[Engine]:
     """One virtual client after another in this process. The reference for all other engines."""
-    yield around(VirtualGrid(InProcess(app), config.federation.clients), worker)
+    grid = VirtualGrid(
+        InProcess(_clients(config, app)), config.federation.clients, split=groups_of(config.engine.group, 1)
+    )
+    yield around(grid, worker)
 
 
 @contextmanager
 def processes(config: RunConfig, app: ClientApp, worker: Worker) -> Iterator[Engine]:
     """Several virtual clients at once, in forked workers. What `worker` has loaded, they share."""
-    with WorkerPool(app, worker, config.engine.workers or 1) as pool:
-        grid = VirtualGrid(pool, config.federation.clients)
+    with WorkerPool(_clients(config, app), worker, config.engine.workers or 1) as pool:
+        grid = VirtualGrid(pool, config.federation.clients, split=groups_of(config.engine.group, pool.workers))
         yield Engine(grid, grid.ask, partial(_measure_in, pool, config.federation.cohort), ahead=True)
+
+
+def _clients(config: RunConfig, app: ClientApp) -> Clients:
+    together = partial(answer_group, site=SimulatedSite()) if config.engine.group > 1 else None
+    return Clients(app, together)
 
 
 def around(grid: Grid, worker: Worker) -> Engine:
@@ -86,6 +98,18 @@ class Linked(Protocol):
         """See `Engine`."""
         ...
 
+    def withdraw(self, message_ids: Iterable[str], reason: str) -> None:
+        """See `Desk`."""
+        ...
+
+    def present(self) -> Collection[int]:
+        """See `Desk`."""
+        ...
+
+    def tidy(self) -> None:
+        """See `Desk`."""
+        ...
+
 
 def over_link(grid: Any, worker: Worker) -> Engine:
     """An engine from a link to sites (a Grid that is `Linked`): they train while this process measures."""
@@ -95,7 +119,8 @@ def over_link(grid: Any, worker: Worker) -> Engine:
         del followed
         return lambda: measure_state(worker, state, split)
 
-    return Engine(grid, link.ask, measure, ahead=True, committed=link.committed)
+    desk = Desk(link.withdraw, link.present, link.tidy)
+    return Engine(grid, link.ask, measure, ahead=True, committed=link.committed, desk=desk)
 
 
 def _measure_in(
@@ -120,25 +145,42 @@ def settle(config: RunConfig) -> RunConfig:
             "engine=processes cannot work here: it forks workers that share a model on the CPU, and this system"
             " starts no process by fork, or the device is CUDA; set engine=sequential"
         )
+    _refuse_groups(config)
     cores = torch.get_num_threads()
     workers = config.engine.workers or min(cores, config.federation.cohort)
     if config.engine.name == "processes" or (config.engine.name == "auto" and workers > 1 and _fit_to_fork(config)):
-        return _with(config, EngineConfig(name="processes", workers=workers), 1)
-    return _with(config, EngineConfig(name="sequential", workers=None), config.train.threads or cores)
+        return _with(config, "processes", workers, 1)
+    return _with(config, "sequential", None, config.train.threads or cores)
 
 
 def engine_words(config: RunConfig) -> str:
     """A settled engine in a few words."""
+    together = f", {config.engine.group} clients in a pass" if config.engine.group > 1 else ""
     if config.engine.name == "processes":
-        return f"{config.engine.workers} worker processes"
+        return f"{config.engine.workers} worker processes{together}"
     threads = config.train.threads
-    return "1 thread" if threads == 1 else f"{threads} threads"
+    return ("1 thread" if threads == 1 else f"{threads} threads") + together
 
 
 def _fit_to_fork(config: RunConfig) -> bool:
     return can_fork() and resolve_device(config.train).type == "cpu" and config.train.threads in (None, 1)
 
 
-def _with(config: RunConfig, engine: EngineConfig, threads: int) -> RunConfig:
+def _refuse_groups(config: RunConfig) -> None:
+    """Raises RunError for a group of clients that would not train as each of them alone."""
+    reasons = {
+        "adapter.dropout": config.adapter.dropout > 0,
+        "model.dropout": config.model.dropout,
+    }
+    found = [name for name, there in reasons.items() if there]
+    if config.engine.group > 1 and found:
+        raise RunError(
+            f"engine.group={config.engine.group} cannot be used with {', '.join(found)}: each client draws its own"
+            " masks, which one pass for several does not; set engine.group=1"
+        )
+
+
+def _with(config: RunConfig, name: str, workers: int | None, threads: int) -> RunConfig:
+    engine = config.engine.model_copy(update={"name": name, "workers": workers})
     train = config.train.model_copy(update={"threads": threads})
     return config.model_copy(update={"engine": engine, "train": train})

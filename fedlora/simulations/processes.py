@@ -15,13 +15,12 @@ from typing import ParamSpec, Self, TypeVar
 
 import numpy as np
 from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.client.worker import Worker
 from fedlora.errors import RunError
-from fedlora.simulations.virtual import WORKER_DIED, Called, call_app
+from fedlora.simulations.virtual import WORKER_DIED, Called, Clients
 from fedlora.strategies.base import State, global_tensors
 from fedlora.training.evaluate import Shard, means
 
@@ -38,12 +37,12 @@ def can_fork() -> bool:
 class WorkerPool:
     """A `Caller` with `workers` processes of one thread each. They are forked from this one at the first call.
 
-    app: what a call runs. worker: this process's, with everything loaded that the children are to share. A child that
-    dies costs the calls that were under way; the next call starts a new set.
+    clients: what a call runs. worker: this process's, with everything loaded that the children are to share. A child
+    that dies costs the calls that were under way; the next call starts a new set.
     """
 
-    def __init__(self, app: ClientApp, worker: Worker, workers: int) -> None:
-        self._app, self._worker, self.workers = app, worker, workers
+    def __init__(self, clients: Clients, worker: Worker, workers: int) -> None:
+        self._clients, self._worker, self.workers = clients, worker, workers
         self._pool: ProcessPoolExecutor | None = None
         self._children: set[BaseProcess] = set()
 
@@ -61,9 +60,9 @@ class WorkerPool:
             self._pool.shutdown(cancel_futures=True)
         self._pool = None
 
-    def call(self, message: Message, context: Context) -> Future[Called]:
+    def call(self, messages: Sequence[Message], contexts: Sequence[Context]) -> Future[Sequence[Called]]:
         """See `Caller`. The future raises BrokenExecutor if the worker process died."""
-        return self._submit(_call, message, context)
+        return self._submit(_call, messages, contexts)
 
     def measure(self, state: State, split: str, parts: int) -> Callable[[], Mapping[str, float]]:
         """Begins to measure `state` on `split`, in `parts` calls.
@@ -89,7 +88,7 @@ class WorkerPool:
         self._worker.load_all()
         others = set(active_children())
         pool = ProcessPoolExecutor(
-            self.workers, get_context("fork"), initializer=_begin, initargs=(self._app, self._worker)
+            self.workers, get_context("fork"), initializer=_begin, initargs=(self._clients, self._worker)
         )
         with warnings.catch_warnings():
             # Python 3.12 warns of any fork beside threads. Ours (a progress bar's) hold no lock that a child takes,
@@ -107,14 +106,14 @@ def _gathered(futures: Sequence[Future[Values]]) -> Mapping[str, float]:
         raise RunError(WORKER_DIED) from error
 
 
-_app: ClientApp
+_clients: Clients
 _worker: Worker
 
 
-def _begin(app: ClientApp, worker: Worker) -> None:
+def _begin(clients: Clients, worker: Worker) -> None:
     """Makes a fresh child of this process a worker."""
-    global _app, _worker
-    _app, _worker = app, worker
+    global _clients, _worker
+    _clients, _worker = clients, worker
     gc.freeze()  # objects of the parent (its database, say) are not to be collected and closed here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork either
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides what it means
@@ -129,8 +128,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _call(message: Message, context: Context) -> Called:
-    return call_app(_app, message, context)
+def _call(messages: Sequence[Message], contexts: Sequence[Context]) -> Sequence[Called]:
+    return _clients.answer(messages, contexts)
 
 
 def _measure(manifest: Manifest, tensors: Tensors, split: str, shard: Shard) -> Values:

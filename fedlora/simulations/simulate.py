@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from fedlora.config.strategy import make_strategy
 from fedlora.errors import RunError
 from fedlora.privacy.account import promised, write_account
 from fedlora.privacy.schedule import settle_privacy
-from fedlora.server.checkpoint import Checkpoint, commit, last_committed
+from fedlora.server.checkpoint import Checkpoint, commit, last_committed, load
+from fedlora.server.committing import Links
 from fedlora.server.events import (
     FILE,
     Emitter,
@@ -34,7 +35,7 @@ from fedlora.server.events import (
 from fedlora.server.flower_strategy import FlowerStrategy
 from fedlora.server.receipts import ReceiptBook
 from fedlora.server.records import RoundRecord, RunHistory, RunInfo, RunStatus
-from fedlora.server.rounds import Links, RoundLoop
+from fedlora.server.rounds import RoundLoop
 from fedlora.server.start import first_state
 from fedlora.server.store import RunStore
 from fedlora.simulations.engines import ENGINES, Engine, Linked, around, engine_words, over_link, settle
@@ -43,6 +44,7 @@ from fedlora.simulations.results import leave_results
 from fedlora.simulations.sites import common_to, keeps_ledgers, refuse
 from fedlora.simulations.virtual import VirtualGrid
 from fedlora.strategies.base import State, Strategy, keeps_client_state
+from fedlora.trackers.tracking import tracking
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def run(config: RunConfig, watch: Watch, *, sweep: str | None = None, grid: Grid
     refuse(config, grid)
     config = resolve(config if grid is None else _driven_elsewhere(config))
     make_strategy(config.strategy)  # a wrong option must not leave an empty run behind
+    watch = _tracked(watch, config)
     store = RunStore.open(config.store)
     info = store.create(config, name=str(config.name), sweep=sweep)
     return _Run(store, info, config, watch, grid).drive()
@@ -94,13 +97,19 @@ def resume(
     refuse(config, grid)
     if rounds not in (None, info.rounds):
         refuse_more_rounds(config)
+    watch = _tracked(watch, config)
     info = store.reopen(info, rounds)
     return _Run(store, info, RunConfig.model_validate_json(info.config), watch, grid).drive()
 
 
+def _tracked(watch: Watch, config: RunConfig) -> Watch:
+    """With the trackers that the run asks for. Raises ConfigError for one that is not installed."""
+    return replace(watch, listeners=(*watch.listeners, *tracking(config.track)))
+
+
 def _driven_elsewhere(config: RunConfig) -> RunConfig:
     """`config` for a grid whose clients are not in this process: what is left to do here needs no workers."""
-    return config.model_copy(update={"engine": EngineConfig(name="sequential", workers=None)})
+    return config.model_copy(update={"engine": EngineConfig(name="sequential", workers=None, group=1)})
 
 
 class _Run:
@@ -179,8 +188,8 @@ class _Run:
         if checkpoint is None:
             loop.start(first)
         else:
-            strategy.restore(checkpoint.record)
             _restore(engine.grid, checkpoint, self.info.id)
+            loop.resume(checkpoint, lambda number: load(self.info.folder, number).state)
         return loop.run(0 if checkpoint is None else checkpoint.round)
 
     def _opening(self, checkpoint: Checkpoint | None) -> Event:
@@ -217,6 +226,7 @@ class _Run:
             kept=lambda: _kept(engine.grid),
             emit=emit,
             stop=self.watch.stop,
+            desk=engine.desk,
         )
 
     def _stopped(self, emit: Emitter, reason: str) -> None:

@@ -16,11 +16,19 @@ NOT_SIMULATED = (
     " they connect to, or drop federation.sites"
 )
 
+NOT_BUFFERED = (
+    "federation.buffered = true has no meaning for virtual clients, which are neither slow nor fast: start the run on a"
+    " server that sites connect to, or drop it"
+)
+
 
 def refuse(config: RunConfig, grid: Grid | None) -> None:
-    """Raises ConfigError for sites without a grid that reaches them, or local DP on one whose nodes keep no ledgers."""
+    """Raises ConfigError for sites without a grid that reaches them, local DP on one whose nodes keep no ledgers, or
+    buffered rounds of virtual clients."""
     if grid is None and config.federation.sites:
         raise ConfigError([NOT_SIMULATED])
+    if config.federation.buffered and not config.federation.sites:
+        raise ConfigError([NOT_BUFFERED])
     if grid is not None and config.privacy.local and not (config.federation.sites and keeps_ledgers(grid)):
         raise ConfigError([ELSEWHERE])
 

@@ -1,16 +1,22 @@
 """A Flower Grid of virtual clients: nodes that exist only as their number and what they keep between rounds."""
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedlora.flower_internals import SERVER_NODE_ID, Run, empty_run, identify, stamp
+
+log = logging.getLogger(__name__)
 
 CLIENT_RAISED = 2
 """Flower's error code for a client app that raised."""
@@ -29,27 +35,57 @@ class Called:
     state: RecordDict
 
 
+Together = Callable[[Sequence[Message], Sequence[Context]], Sequence[RecordDict | Exception]]
+"""Answers several training messages in one pass: each client's answer, or what it would have raised alone."""
+
+
 class Caller(Protocol):
     """Calls the client app, here and now or somewhere else and later."""
 
-    def call(self, message: Message, context: Context) -> Future[Called]:
-        """The outcome of one message to the client of `context`. An app that raises is a reply with an error.
+    def call(self, messages: Sequence[Message], contexts: Sequence[Context]) -> Future[Sequence[Called]]:
+        """The outcomes of a group of messages, each to the client of its context. An app that raises is a reply with an
+        error.
 
         The future raises BrokenExecutor if the place where the app was called is gone.
         """
         ...
 
 
+@dataclass(frozen=True)
+class Clients:
+    """What virtual clients run: `app` one at a time, `together` several in one pass where that is possible."""
+
+    app: ClientApp
+    together: Together | None = None
+
+    def answer(self, messages: Sequence[Message], contexts: Sequence[Context]) -> Sequence[Called]:
+        """The outcomes of a group of messages. What cannot be answered together is answered one by one, and logged."""
+        if self.together is None or len(messages) == 1:
+            return self._one_by_one(messages, contexts)
+        try:
+            answers = self.together(messages, contexts)
+        except Exception as error:  # noqa: BLE001 - whose failure it is, shows when each is alone
+            log.warning("%d clients cannot train together, so each trains alone: %s", len(messages), error)
+            return self._one_by_one(messages, contexts)
+        return [
+            Called(_reply_of(message, answer), context.state)
+            for message, context, answer in zip(messages, contexts, answers, strict=True)
+        ]
+
+    def _one_by_one(self, messages: Sequence[Message], contexts: Sequence[Context]) -> Sequence[Called]:
+        return [call_app(self.app, message, context) for message, context in zip(messages, contexts, strict=True)]
+
+
 class InProcess:
-    """Calls the client app in this process, at once."""
+    """Calls the clients in this process, at once."""
 
-    def __init__(self, app: ClientApp) -> None:
-        self._app = app
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
 
-    def call(self, message: Message, context: Context) -> Future[Called]:
+    def call(self, messages: Sequence[Message], contexts: Sequence[Context]) -> Future[Sequence[Called]]:
         """See `Caller`; the future is done."""
-        future: Future[Called] = Future()
-        future.set_result(call_app(self._app, message, context))
+        future: Future[Sequence[Called]] = Future()
+        future.set_result(self._clients.answer(messages, contexts))
         return future
 
 
@@ -58,13 +94,39 @@ def call_app(app: ClientApp, message: Message, context: Context) -> Called:
     try:
         reply = app(message=message, context=context)
     except Exception as error:  # noqa: BLE001 - a client's failure is an answer
-        reply = error_reply(message, f"{type(error).__name__}: {error}")
+        reply = _reply_of(message, error)
     return Called(reply, context.state)
+
+
+def _reply_of(message: Message, answer: RecordDict | Exception) -> Message:
+    if isinstance(answer, RecordDict):
+        return Message(answer, reply_to=message)
+    return error_reply(message, f"{type(answer).__name__}: {answer}")
 
 
 def error_reply(message: Message, reason: str) -> Message:
     """The reply of a client that failed for `reason`."""
     return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)
+
+
+Split = Callable[[int], Sequence[int]]
+"""Gives the sizes of the groups into which that many messages are dealt, in their order."""
+
+
+def singly(messages: int) -> Sequence[int]:
+    """Each message by itself."""
+    return [1] * messages
+
+
+def groups_of(size: int, places: int) -> Split:
+    """Groups of at most `size`, as equal as can be, and as many for each of the `places` that work side by side."""
+
+    def split(messages: int) -> Sequence[int]:
+        count = math.ceil(messages / size)
+        count = min(messages, math.ceil(count / places) * places)
+        return [len(part) for part in np.array_split(range(messages), count)] if count else []
+
+    return split
 
 
 class VirtualGrid(Grid):
@@ -74,13 +136,15 @@ class VirtualGrid(Grid):
     the grid: what a client keeps between rounds lives there.
     """
 
-    def __init__(self, caller: Caller, clients: int, run_id: int = 1) -> None:
+    def __init__(self, caller: Caller, clients: int, run_id: int = 1, split: Split = singly) -> None:
+        """split: how many clients are called together, for a number of messages."""
         identify(run_id)
         self._caller = caller
         self._clients = clients
+        self._split = split
         self._run = empty_run(run_id)
         self._contexts: dict[int, Context] = {}
-        self._calls: dict[str, tuple[Message, Future[Called]]] = {}
+        self._calls: dict[str, tuple[Message, Future[Sequence[Called]], int]] = {}
 
     def set_run(self, run: Run) -> None:
         """Takes over Flower's description of the run."""
@@ -103,7 +167,7 @@ class VirtualGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hands each message to its client; returns ids with which the replies can be pulled."""
-        return [self._push(message) for message in messages]
+        return [message_id for message in messages for message_id in self._push([message])]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to `message_ids` that are there and were not pulled yet."""
@@ -121,11 +185,12 @@ class VirtualGrid(Grid):
         is cancelled, or its outcome forgotten.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        ids = []
-        for message in messages:
+        ids: list[str] = []
+        waiting = iter(messages := list(messages))
+        for size in self._split(len(messages)):
             if deadline is not None and time.monotonic() >= deadline:
                 break
-            ids.append(self._push(message))
+            ids += self._push(list(islice(waiting, size)))
         return lambda: self._collect(ids, deadline)
 
     def _collect(self, ids: Sequence[str], deadline: float | None) -> Iterable[Message]:
@@ -135,15 +200,17 @@ class VirtualGrid(Grid):
             self._calls.pop(late)[1].cancel()
         return replies
 
-    def _push(self, message: Message) -> str:
-        message_id = stamp(message)
-        future = self._caller.call(message, self._context(message.metadata.dst_node_id))
-        self._calls[message_id] = (message, future)
-        return message_id
+    def _push(self, messages: Sequence[Message]) -> list[str]:
+        ids = [stamp(message) for message in messages]
+        future = self._caller.call(messages, [self._context(message.metadata.dst_node_id) for message in messages])
+        self._calls |= {
+            i: (message, future, place) for place, (i, message) in enumerate(zip(ids, messages, strict=True))
+        }
+        return ids
 
-    def _reply(self, message: Message, future: Future[Called]) -> Message:
+    def _reply(self, message: Message, future: Future[Sequence[Called]], place: int) -> Message:
         try:
-            called = future.result()
+            called = future.result()[place]
         except BrokenExecutor:
             reply = error_reply(message, WORKER_DIED)
         else:

@@ -112,7 +112,9 @@ class Strategy(ABC):
     exact: whether the aggregate's ΔW equals the weighted mean of the clients' ΔW. defaults: settings outside
     `strategy` that suit the method (dotted key → value, e.g. `adapter.r`); what the user says always wins.
     single_updates: whether its aggregation compares clients' single updates, so that their mean alone is not enough for
-    it; such a method cannot run under central DP.
+    it; such a method cannot run under central DP. buffered: whether a stale update can be moved to the present state by
+    adding its change: each tensor that travels is averaged by itself, `plan` gives everyone `State.shared`, clients
+    keep nothing of their own, and what is frozen stays as it is. Only such a method can run in buffered rounds.
     """
 
     name: ClassVar[str]
@@ -121,6 +123,7 @@ class Strategy(ABC):
     exact: ClassVar[bool]
     defaults: ClassVar[Mapping[str, Any]] = {}
     single_updates: ClassVar[bool] = False
+    buffered: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the options against their annotated types. Raises StrategyError with every mistake."""

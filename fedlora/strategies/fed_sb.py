@@ -75,6 +75,7 @@ class FedSb(Strategy):
     summary = "Fed-SB: B and A are common and frozen, only the r×r core R is trained and sent"
     paper = "Singhal et al., arXiv:2502.15436 (LoRA-SB: Ponkshe et al., arXiv:2411.19557)"
     exact = True
+    buffered = True
     defaults: ClassVar[Mapping[str, Any]] = {"adapter.r": 64, "adapter.scaling": 1.0, "train.lr": 1e-2}
 
     @property

@@ -25,6 +25,7 @@ class FedAvg(Strategy):
     summary = "FedIT: clients train A and B, the server averages each by itself"
     paper = "Zhang et al., ICASSP 2024, arXiv:2305.05644"
     exact = False
+    buffered = True
     defaults: ClassVar[Mapping[str, Any]] = {"adapter.r": 8, "adapter.scaling": 2.0, "train.lr": 3e-3}
 
     def manifest(self, setup: Setup) -> Manifest:

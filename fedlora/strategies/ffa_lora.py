@@ -24,6 +24,7 @@ class FfaLora(Strategy):
     summary = "FFA-LoRA: A is frozen and comes from the seed, only B is trained and sent"
     paper = "Sun et al., ICLR 2024, arXiv:2403.12313"
     exact = True
+    buffered = True
     defaults: ClassVar[Mapping[str, Any]] = {"adapter.r": 8, "adapter.scaling": 2.0, "train.lr": 1e-2}
 
     def manifest(self, setup: Setup) -> Manifest:

@@ -54,6 +54,7 @@ class LoraFair(Strategy):
     paper = "Bian et al., ICCV 2025, arXiv:2411.14961"
     exact = False
     single_updates = True
+    buffered = False  # B is made to fit products B_k·A_k that clients trained; a moved B and a moved A are no such pair
     defaults: ClassVar[Mapping[str, Any]] = {"adapter.r": 8, "adapter.scaling": 2.0, "train.lr": 3e-3}
 
     def manifest(self, setup: Setup) -> Manifest:

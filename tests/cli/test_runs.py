@@ -14,6 +14,9 @@ from fedlora.errors import StoreError, UnknownRunError
 from fedlora.server.checkpoint import commit
 from fedlora.server.records import Outcome, RosterRow, RoundRecord, RunInfo, RunStatus
 from fedlora.server.store import RunStore
+from tests.postgres import BOTH
+from tests.postgres import postgres as postgres
+from tests.postgres import store_url as store_url
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +100,58 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     result = ask(tmp_path / "typo", "ls")
     assert isinstance(result.exception, StoreError)
     assert not (tmp_path / "typo").exists()
+
+
+# A server's database.
+
+VARIABLE = "FEDLORA_DATABASE"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, store_url: str | None, samples: ModuleType) -> tuple[Path, str]:
+    """A server's run store whose database is not in its folder, with one run; and the database's URL."""
+    url = store_url or f"sqlite:///{tmp_path}/elsewhere.db"
+    folder = tmp_path / "server" / "runs"
+    folder.mkdir(parents=True)
+    with RunStore.open(folder, url=url) as opened:
+        opened.create(samples.config(), name="of the server", run_id="20260101-000000-fed_sb-bbbb")
+    return folder, url
+
+
+@BOTH
+def test_a_servers_runs_are_read_from_the_database_that_the_environment_names(
+    elsewhere: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, url = elsewhere
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert isinstance(ask(folder, "ls").exception, StoreError)
+    monkeypatch.setenv(VARIABLE, url)
+    assert "of the server" in output(ask(folder, "ls"))
+    assert str(folder / "20260101-000000-fed_sb-bbbb") in output(ask(folder, "show", "latest"))
+
+
+def test_a_servers_runs_are_read_from_the_database_that_its_settings_name(
+    elsewhere: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Even if one from before it was moved still lies there; the environment wins over the settings."""
+    folder, url = elsewhere
+    monkeypatch.delenv(VARIABLE, raising=False)
+    (folder.parent / "ca").mkdir()
+    (folder.parent / "server.yaml").write_text(f"database: {url}\n")
+    RunStore.open(folder).close()
+    assert "of the server" in output(ask(folder, "ls"))
+    monkeypatch.setenv(VARIABLE, f"sqlite:///{tmp_path}/third.db")
+    assert json.loads(output(ask(folder, "ls", "--json"))) == []
+
+
+def test_a_simulations_runs_are_its_own_whatever_the_environment_says(
+    store: RunStore, finished: RunInfo, elsewhere: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, elsewhere[1])
+    assert [row["id"] for row in json.loads(output(ask(store, "ls", "--json")))] == [finished.id]
+    result = ask(store.folder.parent / "typo", "ls")
+    assert isinstance(result.exception, StoreError)
+    assert not (store.folder.parent / "typo").exists()
 
 
 def test_show_has_rounds_roster_reasons_paths_and_configuration(store: RunStore, finished: RunInfo) -> None:

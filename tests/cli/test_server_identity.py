@@ -1,6 +1,8 @@
 """`fedlora server enroll`, `clients` and `revoke`, as an operator would call them."""
 
 import json
+import os
+import pwd
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from stat import S_IMODE
@@ -9,12 +11,14 @@ from typing import Any
 import pytest
 
 from fedlora.cli.__main__ import run
+from fedlora.cli.noted import login_name
 from fedlora.errors import IdentityError
 from fedlora.identity.authority import open_authority
 from fedlora.identity.enrolment import admit, join
-from fedlora.identity.home import open_registry
+from fedlora.identity.home import open_registry, open_store
 from fedlora.identity.keys import new_key, signing_request
 from fedlora.identity.tokens import decode
+from fedlora.server.dashboard.audit import AuditLog, Entry
 
 Captured = pytest.CaptureFixture[str]
 
@@ -119,6 +123,40 @@ def test_a_revoked_client_is_not_admitted(home: Path, capsys: Captured) -> None:
         admit(registry, "clinic-7", certificate)
 
 
+def audited(home: Path) -> list[Entry]:
+    """Oldest first."""
+    with open_store(home) as store:
+        return list(reversed(AuditLog(store.database).entries()))
+
+
+def test_what_was_done_is_in_the_audit_log(home: Path, capsys: Captured) -> None:
+    enroll(home, "clinic-7", "--hours", "2")
+    secret = decode(capsys.readouterr().out).secret
+    enroll(home, "clinic-7", "--again")
+    run(["server", "revoke", "clinic-7", "--home", str(home), "--reason", "left"])
+    entries = audited(home)
+    assert [(one.action, one.object, one.outcome, one.reason) for one in entries] == [
+        ("enroll client", "client clinic-7", "done", "for 2 hours"),
+        ("enroll client", "client clinic-7", "done", "for 72 hours, again"),
+        ("revoke client", "client clinic-7", "done", "left"),
+    ]
+    who = pwd.getpwuid(os.getuid()).pw_name
+    assert {(one.person, one.role, one.address) for one in entries} == {(who, "", "command line")}
+    assert secret not in str(entries)
+
+
+def test_the_environment_does_not_say_who_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    enroll(home, "clinic-7")
+    assert audited(home)[0].person != "somebody-else"
+
+
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
+    assert login_name() == "user 4000000000"
+
+
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
@@ -135,6 +173,7 @@ def test_mistakes_are_named_and_nothing_is_changed(home: Path, asked: list[str],
     assert text in said.err
     assert said.out == ""
     assert listed(home, capsys) == []
+    assert audited(home) == []
 
 
 def test_the_address_may_be_ipv6(home: Path, capsys: Captured) -> None:

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedlora.client import sent as module
 from fedlora.client.home import SiteHome
 from fedlora.client.sent import Sent, SentRecord, as_csv, as_json, read
+from fedlora.client.sent_head import EMPTY, Head, beside, read_head, write_head
 from fedlora.errors import StoreError
 
 FACTS: dict[str, Any] = {
@@ -49,6 +51,13 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> SiteHome:
     """A folder for many examples, one after another."""
     return SiteHome(tmp_path_factory.mktemp("examples"))
+
+
+def put(home: SiteHome, content: bytes, count: int) -> None:
+    """A record with any content, and a head that speaks of its first `count` lines."""
+    home.sent.write_bytes(content)
+    before = content.split(b"\n")[:count]
+    write_head(home.sent, Head(count, hashlib.sha256(before[-1]).hexdigest()) if before else EMPTY)
 
 
 def test_what_left_is_read_back_in_order(home: SiteHome) -> None:
@@ -110,14 +119,12 @@ def test_lines_that_were_taken_out_moved_or_copied(lines: list[bytes], home: Sit
 )
 @pytest.mark.parametrize("number", [1, 3])
 def test_an_edited_line_is_named(lines: list[bytes], home: SiteHome, number: int, old: bytes, new: bytes) -> None:
-    """Also the last one, which no later line speaks for, if it is no longer as it is written; a new value there is not
-    seen, which the module says."""
+    """Also the last one, which no later line speaks for: if it is as lines are written, the head says so."""
     edited = [line.replace(old, new) if at == number else line for at, line in enumerate(lines, start=1)]
+    put(home, b"".join(lines), 3)
     home.sent.write_bytes(b"".join(edited))
-    if number == 3 and new == b'"bytes":12346':
-        assert read(home)[-1].bytes == 12_346
-        return
-    with pytest.raises(StoreError, match=r"sent\.jsonl:[123] "):
+    named = r"line 3 is another one" if number == 3 and new == b'"bytes":12346' else r"sent\.jsonl:[123] "
+    with pytest.raises(StoreError, match=named):
         read(home)
 
 
@@ -127,7 +134,7 @@ def test_a_crash_at_any_byte_of_a_line_costs_at_most_that_line(
     whole = b"".join(lines[:2])
     end = len(lines[2])
     for cut in [*range(0, end - 3, 11), *range(end - 3, end + 1)]:
-        place.sent.write_bytes(whole + lines[2][:cut])
+        put(place, whole + lines[2][:cut], 2)
         expected = 2 if cut < len(lines[2]) - 1 else 3
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -142,7 +149,7 @@ def test_a_crash_at_any_byte_of_a_line_costs_at_most_that_line(
 
 def test_room_that_a_file_system_made_and_did_not_fill(lines: list[bytes], place: SiteHome) -> None:
     for cut in (0, 1, 40, 90, 200, len(lines[2]) - 1):
-        place.sent.write_bytes(b"".join(lines[:2]) + lines[2][:cut] + bytes(64))
+        put(place, b"".join(lines[:2]) + lines[2][:cut] + bytes(64), 2)
         SentRecord(place)
         kept = 3 if cut == len(lines[2]) - 1 else 2
         assert place.sent.read_bytes() == b"".join(lines[:kept])
@@ -157,14 +164,14 @@ def test_a_broken_chain_is_never_repaired(lines: list[bytes], home: SiteHome) ->
         b"".join(lines) + b"{}",
         b"".join(lines) + b'{"before":"' + b"0" * 30,
     ):
-        home.sent.write_bytes(content)
+        put(home, content, 1)
         with pytest.raises(StoreError, match=r"sent\.jsonl:\d "):
             SentRecord(home)
         assert home.sent.read_bytes() == content
 
 
 def test_looking_changes_nothing_and_ignores_what_is_being_written(lines: list[bytes], home: SiteHome) -> None:
-    home.sent.write_bytes(b"".join(lines[:2]) + lines[2][:30])
+    put(home, b"".join(lines[:2]) + lines[2][:30], 2)
     before = home.sent.read_bytes()
     assert [entry.round for entry in read(home)] == [1, 2]
     assert home.sent.read_bytes() == before
@@ -191,6 +198,120 @@ def test_a_full_disk_is_told_and_survived(home: SiteHome, monkeypatch: pytest.Mo
     assert [entry.round for entry in read(home)] == [1, 3]
 
 
+# The head: nothing is cut off unseen, and no crash looks like it.
+
+
+@pytest.mark.parametrize("kept", ["two lines", "no line", "no file", "a line without its end", "half a line"])
+def test_that_the_newest_lines_were_cut_off_shows(lines: list[bytes], home: SiteHome, kept: str) -> None:
+    put(home, b"".join(lines), 3)
+    shorter = {"two lines": lines[:2], "no line": [], "half a line": [*lines[:2], lines[2][:99]]}
+    content = b"".join(shorter.get(kept, lines[:2]))
+    home.sent.write_bytes(content + (b"" if kept != "a line without its end" else lines[1].rstrip()))
+    if kept == "no file":
+        home.sent.unlink()
+    looks = [read] if kept == "a line without its end" else [read, SentRecord]
+    for look in looks:
+        with pytest.raises(StoreError, match=r"but had 3: the newest were cut off"):
+            look(home)
+    assert read_head(home.sent) == Head(3, hashlib.sha256(lines[2].rstrip()).hexdigest())
+    if kept != "no file" and kept != "a line without its end":
+        assert home.sent.read_bytes() == content  # nothing was mended before it was told
+
+
+def test_a_last_line_that_only_lost_its_end_is_no_alarm_when_the_daemon_starts(
+    lines: list[bytes], home: SiteHome
+) -> None:
+    put(home, b"".join(lines), 3)
+    home.sent.write_bytes(b"".join(lines).rstrip(b"\n"))
+    SentRecord(home)
+    assert [entry.round for entry in read(home)] == [1, 2, 3]
+
+
+def test_a_record_whose_head_is_gone_or_anothers_is_not_believed(lines: list[bytes], home: SiteHome) -> None:
+    put(home, b"".join(lines), 3)
+    whole = beside(home.sent).read_bytes()
+    cases = {
+        "line 2 is another one": json.dumps({"count": 2, "digest": "ab" * 32}).encode(),
+        "does not say how long": b"{}",
+        "was edited": b'{"count": -1, "digest": ""}',
+        "it was edited": b"\xff",
+    }
+    for said, content in cases.items():
+        beside(home.sent).write_bytes(content)
+        for look in (read, SentRecord):
+            with pytest.raises(StoreError, match=said):
+                look(home)
+    beside(home.sent).unlink()
+    for look in (read, SentRecord):
+        with pytest.raises(StoreError, match="is missing"):
+            look(home)
+    beside(home.sent).write_bytes(whole)
+    assert len(read(home)) == 3
+
+
+@pytest.mark.parametrize("already", [0, 2])
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_crash_between_the_line_and_its_head_is_no_alarm(
+    home: SiteHome, monkeypatch: pytest.MonkeyPatch, already: int, writes: int
+) -> None:
+    """It dies at the first or at the second write of a head: of the first line there are two."""
+    if already:
+        fill(home, already)
+    left = writes if already == 0 else 0
+
+    def dies(path: Path, head: Head) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        write_head(path, head)
+
+    monkeypatch.setattr(module, "write_head", dies)
+    with pytest.raises(KeyboardInterrupt):
+        SentRecord(home).append(**FACTS, round_number=9)
+    monkeypatch.undo()
+    begun = [entry.round for entry in read(home)]
+    assert begun in ([*range(1, already + 1), 9], [*range(1, already + 1)])
+    SentRecord(home).append(**FACTS, round_number=10)
+    assert [entry.round for entry in read(home)] == [*begun, 10]
+    found = read_head(home.sent)
+    assert found is not None
+    assert found.count == len(begun) + 1
+    assert stat.S_IMODE(beside(home.sent).stat().st_mode) == 0o600
+
+
+def test_a_head_that_cannot_be_written_keeps_the_message_here(home: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = SentRecord(home)
+    record.append(**FACTS, round_number=1)
+
+    def full(path: Path, head: Head) -> None:
+        raise StoreError("no room")
+
+    monkeypatch.setattr(module, "write_head", full)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="no room"):
+            record.append(**FACTS, round_number=2)
+    monkeypatch.undo()
+    record.append(**FACTS, round_number=3)
+    assert [entry.round for entry in read(home)] == [1, 2, 3]
+
+
+def test_reading_while_the_daemon_writes_is_no_alarm(home: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is read first: a record may only be longer than it says."""
+    record = SentRecord(home)
+    record.append(**FACTS, round_number=1)
+    looked = module.read_head
+
+    def meanwhile(path: Path) -> Head | None:
+        found = looked(path)
+        monkeypatch.undo()
+        record.append(**FACTS, round_number=2)
+        return found
+
+    monkeypatch.setattr(module, "read_head", meanwhile)
+    assert [entry.round for entry in read(home)] == [1, 2]
+
+
 def test_threads_share_a_record(home: SiteHome) -> None:
     record = SentRecord(home)
     threads = [threading.Thread(target=lambda n=n: record.append(**FACTS, round_number=n)) for n in range(20)]
@@ -202,7 +323,7 @@ def test_threads_share_a_record(home: SiteHome) -> None:
 
 
 def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="note what leaves"):
+    with pytest.raises(StoreError, match="cannot note"):
         SentRecord(SiteHome(tmp_path / "nowhere")).append(**FACTS, round_number=1)
 
 

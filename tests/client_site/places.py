@@ -1,7 +1,7 @@
 """Sites for tests: files and a ledger for each, and a grid that reaches them in this process."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,11 +69,14 @@ class SiteCaller:
         self.apps: list[ClientApp] = [make_app(site) for site in sites]
         self.meddle = meddle
 
-    def call(self, message: Message, context: Context) -> Future[Called]:
-        future: Future[Called] = Future()
-        called = call_app(self.apps[int(str(context.node_config["partition-id"]))], message, context)
-        future.set_result(Called(self.meddle(called.reply), called.state))
+    def call(self, messages: Sequence[Message], contexts: Sequence[Context]) -> Future[Sequence[Called]]:
+        future: Future[Sequence[Called]] = Future()
+        future.set_result([self._called(*pair) for pair in zip(messages, contexts, strict=True)])
         return future
+
+    def _called(self, message: Message, context: Context) -> Called:
+        called = call_app(self.apps[int(str(context.node_config["partition-id"]))], message, context)
+        return Called(self.meddle(called.reply), called.state)
 
 
 class SiteGrid(VirtualGrid):

@@ -1,7 +1,7 @@
 """What leaves a site: what its owner allowed, once its ledger and the server's receipt say so, and nothing else."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from fedlora.server import start
 from fedlora.server.receipts import KEY, ReceiptBook
 from fedlora.server.records import Outcome, RunHistory
 from fedlora.simulations.simulate import Watch, run
-from fedlora.simulations.virtual import Called, InProcess, VirtualGrid
+from fedlora.simulations.virtual import Called, Clients, InProcess, VirtualGrid
 from fedlora.wire import SAMPLES, Answer, read_task, write_answer
 from fedlora.wire_start import SketchTask, read_work
 from tests.client_site.places import METRICS, FileSite, SiteCaller, SiteGrid, dealt_sites, of_sites
@@ -247,9 +247,9 @@ def test_a_task_is_read_from_its_facts_alone(make: Make, tmp_path: Path) -> None
     seen: list[Message] = []
 
     class Noting:
-        def call(self, message: Message, context: Context) -> Future[Called]:
-            seen.append(message)
-            return InProcess(make_nothing()).call(message, context)
+        def call(self, messages: Sequence[Message], contexts: Sequence[Context]) -> Future[Sequence[Called]]:
+            seen.extend(messages)
+            return InProcess(Clients(make_nothing())).call(messages, contexts)
 
     with pytest.raises(RunError):
         run(make(), Watch(), grid=VirtualGrid(Noting(), 2))

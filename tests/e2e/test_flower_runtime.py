@@ -28,7 +28,7 @@ from fedlora.errors import RunError
 from fedlora.server.records import RunHistory, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations.simulate import Watch, resume, run
-from fedlora.simulations.virtual import InProcess, VirtualGrid
+from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid
 
 pytestmark = pytest.mark.slow
 
@@ -226,7 +226,8 @@ def test_what_flowers_nodes_keep_cannot_be_resumed_here(
     monkeypatch.syspath_prepend(example_package)
     config = compose(["strategy=fedsa_lora", *overrides, f"store={tmp_path}"])
     answers = iter([False, True])
-    history = run(config, Watch(stop=lambda: next(answers)), grid=grid and grid(InProcess(client_app), CLIENTS))
+    made = grid and grid(InProcess(Clients(client_app)), CLIENTS)
+    history = run(config, Watch(stop=lambda: next(answers)), grid=made)
     assert (history.run.status, history.run.rounds_done) == (RunStatus.STOPPED, 1)
     with RunStore.open(tmp_path) as store:
         if grid is None:

@@ -14,7 +14,7 @@ from fedlora.errors import ExitCode
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DATA_SUFFIXES = {".yaml", ".html", ".css", ".mako", ".md", ".typed", ".proto", ".pyi"}
+DATA_SUFFIXES = {".yaml", ".html", ".css", ".mako", ".md", ".typed", ".proto", ".pyi", ".js", ".json", ".svg", ".txt"}
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -67,6 +67,8 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
         "fedlora/config/conf/config.yaml",
         "fedlora/simulations/report/templates/run.html",
         "fedlora/server/store/migrations/script.py.mako",
+        "fedlora/server/dashboard/frontend/package-lock.json",
+        "fedlora/server/dashboard/static/vendor/uPlot.iife.min.js",
     ):
         assert name in expected
     assert {name for name in held if name.startswith("fedlora/")} == expected

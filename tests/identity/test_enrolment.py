@@ -3,14 +3,16 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedlora.errors import IdentityError
 from fedlora.identity.authority import Authority, create_authority
 from fedlora.identity.enrolment import admit, join, renew
-from fedlora.identity.keys import certificate_facts, new_key, signing_request
+from fedlora.identity.keys import certificate_facts, new_key, parse_certificate, signing_request
 from fedlora.identity.registry import Registry
+from tests.identity.conftest import Hands
 
 
 def request(name: str = "any") -> bytes:
@@ -93,3 +95,88 @@ def test_the_name_must_be_the_certificates(registry: Registry, authority: Author
         admit(registry, "fedlora server", authority.sign_server(request(), ["localhost"]))
     with pytest.raises(IdentityError, match="no certificate"):
         admit(registry, "a", b"")
+
+
+# A reply that was lost.
+
+
+def test_whoever_did_not_get_the_reply_asks_again_with_the_same_key(registry: Registry, authority: Authority) -> None:
+    secret, key = registry.invite("clinic-7"), new_key()
+    given = [join(registry, authority, secret, signing_request(key, "clinic-7")).certificate for _ in range(3)]
+    assert len(set(given)) == 3
+    public = {parse_certificate(certificate).public_key().public_numbers() for certificate in given}
+    assert len(public) == 1
+    with pytest.raises(IdentityError, match="not on record"):  # it did not arrive: nobody has it
+        admit(registry, "clinic-7", given[1])
+    admit(registry, "clinic-7", given[2])
+    (record,) = registry.clients()
+    assert record.certificate == digest(given[2])
+
+
+def test_a_used_token_is_worth_nothing_with_another_key(registry: Registry, authority: Authority) -> None:
+    secret, key = registry.invite("clinic-7"), new_key()
+    first = join(registry, authority, secret, signing_request(key, "clinic-7")).certificate
+    with pytest.raises(IdentityError, match="token cannot be used"):
+        join(registry, authority, secret, request())
+    admit(registry, "clinic-7", first)  # the thief's try has cost its owner nothing
+
+
+def test_a_join_is_over_when_its_certificate_was_used(registry: Registry, authority: Authority) -> None:
+    secret, key = registry.invite("clinic-7"), new_key()
+    first = join(registry, authority, secret, signing_request(key, "clinic-7")).certificate
+    admit(registry, "clinic-7", first)
+    for _ in range(2):
+        with pytest.raises(IdentityError, match="token cannot be used"):
+            join(registry, authority, secret, signing_request(key, "clinic-7"))
+        newer = renew(registry, authority, "clinic-7", digest(first), request()).certificate
+        admit(registry, "clinic-7", first)
+    admit(registry, "clinic-7", newer)
+    with pytest.raises(IdentityError, match="token cannot be used"):
+        join(registry, authority, secret, signing_request(key, "clinic-7"))
+
+
+def test_a_client_that_joins_anew_may_repeat_that_too(registry: Registry, authority: Authority) -> None:
+    """That it used a certificate of an earlier join does not count."""
+    old = join(registry, authority, registry.invite("clinic-7"), request()).certificate
+    admit(registry, "clinic-7", old)
+    secret, key = registry.invite("clinic-7", again=True), new_key()
+    join(registry, authority, secret, signing_request(key, "clinic-7"))
+    again = join(registry, authority, secret, signing_request(key, "clinic-7")).certificate
+    with pytest.raises(IdentityError, match="was taken away"):
+        admit(registry, "clinic-7", old)
+    admit(registry, "clinic-7", again)
+
+
+@pytest.mark.parametrize("end", ["it expires", "the client is revoked", "it is replaced"])
+def test_a_used_token_ends_as_an_unused_one_does(
+    registry: Registry, authority: Authority, clock: Hands, end: str
+) -> None:
+    secret, key = registry.invite("clinic-7", hours=1), new_key()
+    join(registry, authority, secret, signing_request(key, "clinic-7"))
+    if end == "it expires":
+        clock.move(hours=1)
+    elif end == "the client is revoked":
+        registry.revoke("clinic-7")
+    else:
+        registry.invite("clinic-7", again=True)
+    with pytest.raises(IdentityError, match="token cannot be used"):
+        join(registry, authority, secret, signing_request(key, "clinic-7"))
+
+
+def test_a_certificate_that_is_used_while_the_join_is_repeated(
+    registry: Registry, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race made certain: the repeat looks, the certificate is used, the repeat goes on."""
+    secret, key = registry.invite("clinic-7"), new_key()
+    first = join(registry, authority, secret, signing_request(key, "clinic-7")).certificate
+    look = registry._name_of
+
+    def slow(*arguments: Any) -> str:
+        name = look(*arguments)
+        admit(registry, "clinic-7", first)
+        return name
+
+    monkeypatch.setattr(registry, "_name_of", slow)
+    with pytest.raises(IdentityError, match="token cannot be used"):
+        join(registry, authority, secret, signing_request(key, "clinic-7"))
+    admit(registry, "clinic-7", first)

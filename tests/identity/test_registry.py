@@ -406,3 +406,14 @@ def test_of_many_that_invite_one_client_the_last_counts(registry: Registry) -> N
         with contextlib.suppress(IdentityError):
             used.append(registry.redeem(secret))
     assert used == ["clinic-7"]
+
+
+def test_what_clients_and_operators_say_is_kept_as_one_short_line(registry: Registry, joined: Joined) -> None:
+    evil = "1.0\x1b[2J\n\u202e" * 200
+    joined("clinic-7")
+    registry.seen("clinic-7", evil)
+    registry.revoke("clinic-7", evil)
+    record = only(registry)
+    for text in (record.version, record.reason):
+        assert text.isprintable()
+        assert 0 < len(text) <= 500

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import grpc
 import numpy as np
@@ -51,6 +51,29 @@ def pair(world: World, site: str) -> tuple[bytes, bytes]:
     return key, world.authority.sign_client(signing_request(key, site), site)
 
 
+class Trusted(Protocol):
+    """What signed the server's certificate."""
+
+    @property
+    def certificate(self) -> bytes:
+        """Its own, PEM."""
+        ...
+
+
+class Place(Protocol):
+    """Where a server is: on localhost, at a port, known by its authority."""
+
+    @property
+    def port(self) -> int:
+        """Of the link."""
+        ...
+
+    @property
+    def authority(self) -> Trusted:
+        """Which the server's certificate comes from."""
+        ...
+
+
 class Raw:
     """One connection. What the server says is kept; `hear` takes it out.
 
@@ -60,7 +83,7 @@ class Raw:
 
     def __init__(
         self,
-        world: World,
+        world: Place,
         site: str = "site-1",
         *,
         shown: tuple[bytes, bytes] | None = None,
@@ -68,7 +91,7 @@ class Raw:
         answers: bool = False,
         compression: Any = None,
     ) -> None:
-        key, certificate = shown or pair(world, site)
+        key, certificate = shown or pair(cast(World, world), site)
         credentials = grpc.ssl_channel_credentials(world.authority.certificate, key, certificate)
         options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         self._channel = grpc.secure_channel(f"localhost:{world.port}", credentials, options=options)

@@ -283,9 +283,42 @@ def test_an_answer_counts_once_and_the_first_one_counts(siege: Siege) -> None:
         assert values(collect()) == {2: 1.0, 3: 7.0}
         siege.grid.committed(1)
         raw.say(announced(offer.work, second), *chunks(offer.work, second))
-        assert not raw.hear("acknowledged").counted
+        assert raw.hear("acknowledged").counted  # one of its answers was
         assert siege.inbox() == []
     siege.check_honest()
+
+
+def test_whose_acknowledgement_was_lost_is_told_later_that_it_was_counted(siege: Siege) -> None:
+    with siege.offender() as raw:
+        collect = siege.ask(0, 1)
+        offer = raw.hear("offer")
+        upload(raw, offer.work, answer(offer, 1))
+        assert values(collect()) == {2: 1.0, 3: 7.0}
+        siege.grid.committed(1)
+    with siege.offender() as raw:
+        raw.say(ABOUT["is_open"](offer.work))
+        assert raw.hear("acknowledged").counted
+        assert not raw.hear("openness").open
+        raw.say(announced(offer.work, answer(offer, 1)))
+        assert raw.hear("acknowledged").counted
+    with Raw(siege.world, "site-2") as stranger:
+        stranger.connected().say(announced(offer.work, answer(offer, 1)), ABOUT["is_open"](offer.work))
+        assert not stranger.hear("acknowledged").counted
+        assert not stranger.hear("openness").open
+    siege.check_honest()
+
+
+def test_a_server_remembers_so_many_counted_answers_and_no_more(siege: Siege, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "COUNTED", 2)
+    with siege.offender() as raw:
+        works = []
+        for _ in range(2):
+            collect = siege.ask(0, 1)
+            offer = raw.hear("offer")
+            upload(raw, offer.work, answer(offer, 1))
+            collect()
+            works.append(offer.work)
+        assert [siege.host.hub.counted("site-1", work) for work in works] == [False, True]
 
 
 @pytest.mark.parametrize("committed", [False, True])

@@ -15,11 +15,14 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
-from fedlora.errors import IdentityError, StoreError
+from fedlora.client import identity as client_identity
+from fedlora.client.home import SiteHome
+from fedlora.errors import IdentityError, LinkError, StoreError
 from fedlora.identity import enrolment as steps
 from fedlora.identity.authority import create_authority, open_authority
 from fedlora.identity.keys import certificate_facts, new_key, signing_request
 from fedlora.identity.registry import Registry
+from fedlora.identity.tokens import Invitation
 from fedlora.link import enrolment, limits
 from fedlora.link.enrolment import EnrolmentService, enrolment_server, place
 from fedlora.link.host import LinkHost
@@ -410,6 +413,39 @@ def test_what_goes_wrong_inside_is_not_told_outside(
         reason = office.refused("x")
         assert reason.startswith(told)
         assert "/srv" not in reason
+
+
+def test_a_client_whose_reply_was_lost_asks_again_and_comes_in(
+    world: World, registry: Registry, siege: Siege, tmp_path: Path
+) -> None:
+    """As its owner would: the same command once more. Another who has seen the token gets nothing."""
+    lost = [True]
+
+    def join(secret: str, request: bytes) -> steps.Issued:
+        issued = steps.join(registry, world.authority, secret, request)
+        if lost.pop() if lost else False:
+            raise OSError("the line breaks")  # the token is used, and the certificate on record
+        return issued
+
+    home, other = (SiteHome.create(tmp_path / name) for name in ("home", "other"))
+    expires = datetime.now(UTC) + timedelta(hours=1)
+    with opened(world, registry, join) as office:
+        secret = registry.invite("site-1", hours=1)
+        invitation = Invitation(
+            "site-1", f"localhost:{office.port}", world.authority.certificate, secret, expires.replace(microsecond=0)
+        )
+        with pytest.raises(LinkError, match="could not be asked"):
+            client_identity.join(home, invitation)
+        with pytest.raises(IdentityError, match="this token cannot be used"):
+            client_identity.join(other, invitation)
+        assert client_identity.join(home, invitation) == "localhost:9092"
+        found = client_identity.credentials(home)
+        with Raw(world, shown=(found.key, found.certificate)) as raw:
+            raw.connected()
+            eventually(lambda: "site-1" in siege.host.hub.connected())
+        for place in (home, other):
+            with pytest.raises(IdentityError, match="this token cannot be used"):
+                client_identity.join(place, invitation)
 
 
 def test_who_reads_no_reply_does_not_keep_others_out(

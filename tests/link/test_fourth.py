@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from threading import Lock
 
 import numpy as np
 import pytest
 
 from fedlora.config.schema import FederationConfig
-from fedlora.link.assignment import Task
 from fedlora.link.host import LinkHost
 from fedlora.link.v1.link_pb2 import Offer
 from fedlora.server.admission import Expected, Verdict, admit
@@ -22,16 +20,6 @@ SITES = ["site-0", "site-1", "site-2", "site-3"]
 LIAR = 3
 
 
-class Orderly(Scripted):
-    """One at a time: NumPy's reader parses headers as Python, which 3.11 cannot do in many threads at once."""
-
-    _one = Lock()
-
-    def work(self, task: Task) -> bytes:
-        with self._one:
-            return super().work(task)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("fourth"))
@@ -42,7 +30,7 @@ def host(world: World) -> Iterator[LinkHost]:
     with world.server() as host, ExitStack() as stack:
         for number in range(LIAR):
             folder = world.folder / "answers" / str(number)
-            stack.callback(Daemon(world.dial(SITES[number]), Orderly(number), folder).stop)
+            stack.callback(Daemon(world.dial(SITES[number]), Scripted(number), folder).stop)
         eventually(lambda: len(host.hub.connected()) == LIAR)
         yield host
 

@@ -10,10 +10,12 @@ import pytest
 from fedlora.link import hub, limits
 from fedlora.link.client import TurnedAwayError
 from fedlora.link.grid import CLIENT_FAILED
+from fedlora.link.session import Session
+from fedlora.link.v1.link_pb2 import Goodbye
 from fedlora.privacy.declined import RoundClosedError
 from fedlora.server.admission import LATE_CODE, LOST_CODE
 from fedlora.wire import declined_reason
-from tests.link.world import Daemon, Scripted, World, eventually, make_world, message, values
+from tests.link.world import Daemon, Scripted, World, decoded, eventually, make_world, message, values
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_an_answer_of_many_chunks_arrives_whole(world: World, started: list[Daem
         start(world, started, Scripted(5))
         grid = world.grid(host, ["site-5"])
         reply = next(iter(grid.send_and_receive([message(0, 3, numbers=1_000_000)])))
-        found = reply.content.array_records["arrays"]["head"].numpy()
+        found = decoded(reply.content, 1_000_000)
         assert found.shape == (1_000_000,)
         assert (found == 8.0).all()
 
@@ -92,6 +94,29 @@ def test_who_is_not_there_is_lost_and_who_comes_late_is_told(world: World, start
         assert "deadline" in slow.error.reason
         eventually(lambda: late.acknowledged == [False])
         assert not late.sent
+
+
+def test_who_did_not_hear_that_it_was_counted_is_told_when_it_comes_back(
+    world: World, started: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acknowledge, lost = Session._acknowledge, []
+
+    def breaks_off(self: Session, work: str) -> None:
+        if not lost:
+            lost.append(work)
+            self.end(Goodbye(reason="the line breaks", retry=True))
+        else:
+            acknowledge(self, work)
+
+    monkeypatch.setattr(Session, "_acknowledge", breaks_off)
+    client = Scripted(0)
+    with world.server() as host:
+        start(world, started, client)
+        grid = world.grid(host, ["site-0"])
+        assert values(list(grid.send_and_receive([message(0, 1)]))) == {2: 1.0}
+        grid.committed(1)
+        eventually(lambda: client.acknowledged == [True])
+    assert len(lost) == len(client.worked) == len(client.sent) == 1
 
 
 def test_a_server_that_comes_back_counts_what_it_had_and_asks_for_the_rest(world: World, started: list[Daemon]) -> None:

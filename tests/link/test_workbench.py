@@ -21,7 +21,9 @@ from fedlora.wire import to_record
 from tests.link.world import Scripted
 
 WORK = "a" * 64
-ARRAYS = Payload.of(content.serialised(content.arrays(RecordDict({"arrays": to_record({"head": np.zeros(4)})}))))
+ARRAYS = Payload.of(
+    content.serialised(content.arrays(RecordDict({"arrays": to_record({"head": np.zeros(4, np.float32)})})))
+)
 
 
 def offer() -> Offer:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from numpy.typing import NDArray
 
 from fedlora.adapters.manifest import Delivery, Form, Manifest, Role, TensorSpec
 from fedlora.errors import IdentityError
@@ -27,7 +28,7 @@ from fedlora.link.inbox import Inbox
 from fedlora.link.limits import PROTOCOL
 from fedlora.link.service import Doors, LinkService, link_server
 from fedlora.link.v1.link_pb2 import Hello, Offer, State
-from fedlora.wire import Answer, to_record, write_answer
+from fedlora.wire import Answer, read_tensors, to_record, write_answer
 
 SHAPE = (4, 8)
 
@@ -72,7 +73,7 @@ class Scripted:
     def work(self, task: Task) -> bytes:
         self.worked.append(task.offer.work)
         self.before_work(task)
-        tensor = task.content.array_records["arrays"]["head"].numpy()
+        tensor = decoded(task.content)
         answer = Answer(task.offer.run, task.offer.round, self.number, {"head": tensor + self.number}, 1, {})
         return content.serialised(content.whole(write_answer(answer)))
 
@@ -179,9 +180,17 @@ def make_world(folder: Path) -> World:
 
 def values(replies: list[Message]) -> Mapping[int, float]:
     """The first number of each answer, by node."""
-    return {
-        reply.metadata.src_node_id: float(reply.content.array_records["arrays"]["head"].numpy()[0]) for reply in replies
-    }
+    return {reply.metadata.src_node_id: float(decoded(reply.content)[0]) for reply in replies}
+
+
+def decoded(found: RecordDict, numbers: int | None = None) -> NDArray[Any]:
+    """The tensor of a message. numbers: how many values it must have; None: as many as it says.
+
+    Read by fedlora: NumPy's reader parses headers as Python, which 3.11 cannot do in many threads at once.
+    """
+    record = found.array_records["arrays"]
+    specs = manifest(record["head"].shape[0] if numbers is None else numbers).tensors
+    return read_tensors(record, specs)["head"]
 
 
 def eventually(holds: Callable[[], bool], timeout: float = 10.0) -> None:

@@ -1,19 +1,29 @@
 """The admission gate: a bad answer costs its sender, with a reason; an honest one passes."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlora.adapters.manifest import Delivery, Form, Manifest, Role, TensorSpec
 from fedlora.config.schema import FederationConfig
 from fedlora.flower_internals import identify
-from fedlora.server.admission import Expected, Verdict, admit, update_norm
-from fedlora.server.records import Outcome
-from fedlora.wire import Answer, write_answer
+from fedlora.server import admission
+from fedlora.server.admission import (
+    LATE_CODE,
+    LOST_CODE,
+    UNREADABLE_CODE,
+    Expected,
+    Verdict,
+    admit,
+    update_norm,
+)
+from fedlora.server.records import Outcome, RosterRow
+from fedlora.wire import Answer, write_answer, write_declined
 
 MANIFEST = Manifest(
     Form.LORA,
@@ -77,8 +87,67 @@ def test_a_client_that_raised_has_failed() -> None:
     assert "boom" in verdict.row.reason
 
 
-def test_metrics_that_are_not_finite_are_left_out() -> None:
-    assert judge(replace(HONEST, metrics={"loss": float("nan"), "x": 1.0})).row.metrics == {"x": 1.0}
+def with_figures(**metrics: float) -> Message:
+    """An honest answer as it comes from an engine that does not look at figures; the link leaves such out by itself."""
+    identify(1)
+    message = Message(write_answer(HONEST), reply_to=asked())
+    message.content["metrics"] = MetricRecord({"num-examples": 17, **metrics})
+    return message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_figures_that_are_not_finite_reach_nobody(value: float) -> None:
+    verdict = admit(with_figures(loss=value, seconds=value, holdout_rows=value, x=1.0), 1, EXPECTED)
+    assert verdict.row == RosterRow(1, Outcome.REPORTED, samples=17, bytes_up=320, metrics={"x": 1.0})
+    assert verdict.answer is not None
+    assert verdict.answer.metrics == {"x": 1.0}  # nor a round's averages
+
+
+def test_a_time_below_zero_is_none() -> None:
+    assert admit(with_figures(seconds=-5.0), 1, EXPECTED).row.seconds == 0.0
+
+
+@given(value=st.floats(allow_nan=True, allow_infinity=True))
+def test_every_number_of_a_roster_is_finite(value: float) -> None:
+    row = admit(with_figures(seconds=value, loss=value), 1, EXPECTED).row
+    assert all(map(math.isfinite, [row.seconds, row.samples, row.bytes_up, *row.metrics.values()]))
+
+
+def test_a_norm_that_is_no_number_is_not_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "update_norm", lambda *arguments: math.nan)
+    verdict = judge(HONEST, replace(EXPECTED, rules=FederationConfig(max_update_norm=1e9)))
+    assert (verdict.answer, verdict.row.outcome) == (None, Outcome.REJECTED)
+    assert "norm is nan" in verdict.row.reason
+
+
+EVIL = "\x1b[2J\x1b]0;owned\x07no\nERROR all is lost\r\u202edetcejer\u2066\u200b\x9b31m\u2028\0"
+
+
+@pytest.mark.parametrize("code", [2, LOST_CODE, UNREADABLE_CODE, LATE_CODE])
+def test_what_an_error_says_is_one_short_line_on_the_roster(code: int) -> None:
+    identify(1)
+    row = admit(Message(Error(code, EVIL * 100), reply_to=asked()), 1, EXPECTED).row
+    assert row.reason.isprintable()
+    assert "ERROR all is lost" in row.reason
+    assert len(row.reason) < 1100
+
+
+def test_why_a_client_declines_is_one_short_line_on_the_roster() -> None:
+    identify(1)
+    row = admit(Message(write_declined(EVIL * 100), reply_to=asked()), 1, EXPECTED).row
+    assert (row.outcome, len(row.reason), row.reason.isprintable()) == (Outcome.DECLINED, 1000, True)
+
+
+@pytest.mark.parametrize("name", [EVIL, "n" * 501])
+def test_a_figure_whose_name_would_harm_a_log_costs_the_round(name: str) -> None:
+    row = admit(with_figures(**{name: 1.0}), 1, EXPECTED).row
+    assert row.outcome is Outcome.REJECTED
+    assert row.reason.isprintable()
+
+
+def test_more_figures_than_anybody_needs_cost_the_round() -> None:
+    row = admit(with_figures(**{f"x{number}": 1.0 for number in range(201)}), 1, EXPECTED).row
+    assert (row.outcome, row.metrics) == (Outcome.REJECTED, {})
 
 
 def dense_norm() -> float:

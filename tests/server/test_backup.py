@@ -21,14 +21,20 @@ from fedlora.identity.authority import open_authority
 from fedlora.identity.home import make_home, open_registry, open_store
 from fedlora.identity.keys import certificate_facts, new_key, signing_request
 from fedlora.identity.tls import ensure_server_certificate
+from fedlora.identity.tokens import secret_digest
 from fedlora.server import backup, checkpoint, erase
 from fedlora.server.backup import back_up
 from fedlora.server.daemon import running
+from fedlora.server.dashboard.audit import AuditLog, Note
+from fedlora.server.dashboard.credentials import Credentials
+from fedlora.server.dashboard.links import Links
+from fedlora.server.dashboard.sessions import Sessions
+from fedlora.server.dashboard.tokens import AccessTokens
 from fedlora.server.records import RunInfo, RunStatus
 from fedlora.server.restore import restore
 from fedlora.server.scrub import ERASED, erasures
 from fedlora.server.settings import database_of, read_settings
-from fedlora.server.store import RunStore
+from fedlora.server.store import RunStore, tables
 from tests.postgres import BOTH, POSTGRES, Cluster
 from tests.server.traces import LOSS, NAMES, found_in, loads, small_run
 
@@ -322,14 +328,78 @@ def test_an_older_copy_lets_nobody_in_who_should_not_be(
             registry.redeem(token)
 
 
-def test_the_operator_is_told_what_a_restore_means(home: Path, tmp_path: Path, capsys: Captured) -> None:
+@BOTH
+def test_nobody_has_access_after_a_restore(
+    home: Path, store: RunStore, samples: ModuleType, put_back: Restore, tmp_path: Path
+) -> None:
+    """Who had it when the copy was made may have lost it since. What was done stays on record."""
+    info = small_run(store, samples)
+    tokens, links = AccessTokens(store.database), Links(store.database)
+    secrets = [tokens.add("anna", "admin"), links.add(info.id, "site-0").secret]
+    sessions = Sessions(store.database, Credentials(store.database))
+    values = [sessions.begin(secret_digest(secret)) for secret in secrets]
+    AuditLog(store.database).write(Note("add access", "10.0.0.1", object="access token anna"))
+    back_up(home, tmp_path / "copy.tar", keys=True)
+    tokens.remove("anna")
+    with open_store(put_back(tmp_path / "copy.tar")) as opened:
+        known = Credentials(opened.database)
+        assert [known.take(secret) for secret in secrets] == [None, None]
+        assert [Sessions(opened.database, known).find(value) for value in values] == [None, None]
+        assert (AccessTokens(opened.database).all(), Links(opened.database).all()) == ((), ())
+        with opened.database.reads() as connection:
+            assert connection.execute(sa.select(tables.dashboard_sessions)).all() == []
+        assert [entry.object for entry in AuditLog(opened.database).entries()] == ["access token anna"]
+        assert AccessTokens(opened.database).add("anna", "admin")
+
+
+@BOTH
+def test_a_name_that_was_erased_while_the_copy_was_made_stays_so(
+    home: Path,
+    store: RunStore,
+    samples: ModuleType,
+    put_back: Restore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the database was copied, and before the files were."""
+    small_run(store, samples)
+    with open_registry(home) as registry:
+        for name in NAMES:
+            registry.invite(name)
+        AuditLog(store.database).write(Note("revoke client", "", object="client site-0", reason="Dr. Zebra"))
+        AuditLog(store.database).write(Note("revoke client", "", object="client site-1"))
+        dump = backup.dump
+
+        def dumped(*given: object) -> object:
+            found = dump(*given)
+            erase.erase_client(store, registry, "site-0", leave=True)
+            return found
+
+        monkeypatch.setattr(backup, "dump", dumped)
+        back_up(home, tmp_path / "copy.tar", keys=True)
+    with open_store(put_back(tmp_path / "copy.tar")) as opened:
+        told = [(entry.object, entry.reason) for entry in AuditLog(opened.database).entries()]
+    assert told == [("client site-1", ""), ("client (erased)", "")]
+
+
+def test_the_operator_is_told_what_a_restore_means(
+    home: Path, store: RunStore, tmp_path: Path, capsys: Captured
+) -> None:
     with open_registry(home) as registry:
         registry.invite("guest")
+    AccessTokens(store.database).add("anna", "admin")
     back_up(home, tmp_path / "copy.tar", keys=True)
     assert fedlora(["server", "restore", "--from", str(tmp_path / "copy.tar"), "--home", str(tmp_path / "new")]) == 0
     said = capsys.readouterr()
     assert "restored 0 runs with 0 committed rounds" in said.out
-    for words in ("1 open tokens were withdrawn", "not on record", "revoke them again", "erase it again", "old server"):
+    for words in (
+        "1 open tokens were withdrawn",
+        "1 access tokens and links of the dashboard",
+        "not on record",
+        "revoke them again",
+        "erase it again",
+        "old server",
+    ):
         assert words in said.err
     assert "put ca/ca.key" not in said.err
 
@@ -363,7 +433,8 @@ def test_what_was_erased_when_the_copy_was_made_stays_so(
 
 def test_a_copy_of_an_older_fedlora_is_brought_up_to_date(home: Path, tmp_path: Path) -> None:
     with sqlite3.connect(home / "runs" / "fedlora.db") as connection:
-        for table in ("tokens", "certificates", "clients"):
+        found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for table in found - {"runs", "rounds", "roster", "alembic_version"}:
             connection.execute(f"DROP TABLE {table}")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.close()

@@ -15,7 +15,7 @@ from fedlora.server.checkpoint import load
 from fedlora.server.flower_strategy import FlowerStrategy
 from fedlora.server.records import RunStatus
 from fedlora.simulations.simulate import Watch, resolve, run
-from fedlora.simulations.virtual import InProcess, VirtualGrid
+from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid
 from fedlora.wire import to_record
 from tests.tiny import tiny_config
 
@@ -33,7 +33,7 @@ def test_flowers_own_loop_gives_the_bits_of_ours(
     state = method.start(worker_for(config).setup(method))
     strategy = FlowerStrategy(method, state, config, "flower")
     assert isinstance(strategy, FlowerBase)
-    grid = VirtualGrid(InProcess(app), config.federation.clients)
+    grid = VirtualGrid(InProcess(Clients(app)), config.federation.clients)
     rounds = config.federation.rounds
     result = strategy.start(grid, to_record(state.shared), num_rounds=rounds, timeout=60)
 
@@ -52,7 +52,7 @@ def test_a_grid_with_too_few_nodes_is_named(tiny_bert: Path, tiny_text_csv: Path
     state = method.start(worker_for(config).setup(method))
     strategy = FlowerStrategy(method, state, config, "flower")
     with pytest.raises(RunError, match=r"3 nodes, but federation\.clients=4"):
-        strategy.start(VirtualGrid(InProcess(app), 3), to_record(state.shared), num_rounds=1)
+        strategy.start(VirtualGrid(InProcess(Clients(app)), 3), to_record(state.shared), num_rounds=1)
 
 
 def test_a_client_with_another_base_model_is_refused(

@@ -57,12 +57,19 @@ def test_all_settings_can_be_given(tmp_path: Path) -> None:
     text = (
         "link: '[::]:7443'\nenrolment: null\nlink_address: fed.example.org:443\noperator: 127.0.0.1:1\n"
         "hosts: [a.example.org, 10.0.0.1]\ndatabase: postgresql://me@host/db\n"
-        "keep_rosters_days: 90\nkeep_events_days: 30\n"
+        "keep_rosters_days: 90\nkeep_events_days: 30\nkeep_audit_days: 7\n"
+        "track: [tensorboard]\ntrack_project: wards\ntrack_mlflow: https://mlflow.example.org\ntrack_wandb: online\n"
     )
     found = settings_of(tmp_path, text)
     assert set(found.model_dump()) == found.model_fields_set
     assert (found.enrolment, found.hosts) == (None, ("a.example.org", "10.0.0.1"))
     assert (found.keep_rosters_days, found.keep_events_days) == (90, 30)
+    assert found.tracking.model_dump() == {
+        "to": ("tensorboard",),
+        "project": "wards",
+        "mlflow": "https://mlflow.example.org",
+        "wandb": "online",
+    }
 
 
 def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
@@ -120,6 +127,16 @@ def test_a_mistake_does_not_tell_the_password(tmp_path: Path, text: str) -> None
     assert "geheim" not in str(caught.value)
     assert caught.value.__suppress_context__
     assert "geheim" not in repr(settings_of(tmp_path, "database: postgresql://me:geheim@host/db\n"))
+
+
+def test_trackers_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "track: [nowhere]\ntrack_mlflow: https://me:geheim@mlflow.example.org\ntrack_wandb: shared\n"
+    told = problems(tmp_path, text)
+    assert [problem.split(":")[0] for problem in told] == ["track.0", "track_mlflow", "track_wandb"]
+    assert "geheim" not in "".join(told)
+    assert "name each once" in problems(tmp_path, "track: [tensorboard, tensorboard]\n")[0]
+    monkeypatch.setattr("fedlora.config.track.find_spec", lambda name: None)
+    assert "pip install 'fedlora[mlflow]'" in problems(tmp_path, "track: [mlflow]\n")[0]
 
 
 @pytest.mark.parametrize("days", ["-1", "36501", "1.5", "'30'", "true", "soon"])

@@ -10,8 +10,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from fedlora.errors import StoreError
+from fedlora.errors import IdentityError, StoreError
 from fedlora.identity.registry import Registry
+from fedlora.identity.tokens import new_secret, secret_digest
 from fedlora.server.records import Outcome, RosterRow, RoundRecord, RunStatus
 from fedlora.server.store import RunStore, database
 from fedlora.server.store.run_store import sqlite_url
@@ -90,6 +91,23 @@ def test_an_older_store_can_be_used_like_a_new_one(tmp_path: Path, store_url: st
         registry = Registry(store.database)
         assert registry.clients() == ()
         assert registry.redeem(registry.invite("clinic-7")) == "clinic-7"
+
+
+def test_a_token_that_was_used_before_its_key_was_noted_stays_used(tmp_path: Path, store_url: str | None) -> None:
+    older(tmp_path, store_url, "0002")
+    secret, key = new_secret(), "ab" * 32
+    engine = sa.create_engine(sqlite_url(tmp_path) if store_url is None else store_url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO clients (name, status, reason, version) VALUES ('c', 'active', '', '')")
+        tokens = sa.text(
+            "INSERT INTO tokens (digest, client, created_at, expires_at, used_at) VALUES"
+            " (:digest, 'c', '2031-05-06 07:08:09', '2931-05-06 07:08:09', '2031-05-06 07:09:00')"
+        )
+        connection.execute(tokens, {"digest": secret_digest(secret)})
+    with RunStore.open(tmp_path, url=store_url) as store:
+        for given in (None, key):
+            with pytest.raises(IdentityError, match="token cannot be used"):
+                Registry(store.database).redeem(secret, key=given)
 
 
 def test_an_upgrade_that_fails_keeps_the_older_database(

@@ -34,3 +34,8 @@ def test_two_sites_without_dp_would_see_each_others_update() -> None:
         for_sites(compose([]), ["a", "b"])
     assert for_sites(compose(["federation.release_few=true"]), ["a", "b"]).federation.cohort == 2
     assert for_sites(compose(["privacy=dp", "privacy.epsilon=3"]), ["a", "b"]).federation.cohort == 2
+
+
+def test_where_figures_go_is_for_the_server_to_say() -> None:
+    with pytest.raises(ConfigError, match=r"track: .*server\.yaml"):
+        for_sites(compose(["track.to=[tensorboard]", "federation.release_few=true"]), ["a", "b"])

@@ -27,7 +27,7 @@ from fedlora.simulations.engines import settle
 from fedlora.simulations.measure import measure_state
 from fedlora.simulations.processes import WorkerPool
 from fedlora.simulations.simulate import Watch, resolve, run
-from fedlora.simulations.virtual import VirtualGrid
+from fedlora.simulations.virtual import Clients, VirtualGrid
 from tests.tiny import tiny_config
 
 Make = Callable[..., RunConfig]
@@ -80,7 +80,7 @@ def test_a_model_measured_in_parts_gives_the_same_bits(make: Make, parts: int) -
     config = resolve(make(2, **{"eval.batch": 4}))
     worker, method = worker_for(config), make_strategy(config.strategy)
     state = method.start(worker.setup(method))
-    with WorkerPool(client_app.app, worker, 2) as pool:
+    with WorkerPool(Clients(client_app.app), worker, 2) as pool:
         found = pool.measure(state, "validation", parts)()
     assert found == measure_state(worker, state, "validation")
     assert "validation_loss" in found
@@ -90,7 +90,7 @@ def test_more_parts_than_batches_leave_some_empty(make: Make) -> None:
     config = resolve(make(2, **{"eval.batch": 1000}))
     worker, method = worker_for(config), make_strategy(config.strategy)
     state = method.start(worker.setup(method))
-    with WorkerPool(client_app.app, worker, 2) as pool:
+    with WorkerPool(Clients(client_app.app), worker, 2) as pool:
         assert pool.measure(state, "test", 4)() == measure_state(worker, state, "test")
 
 
@@ -137,7 +137,7 @@ def test_a_worker_that_dies_while_measuring_fails_the_run_and_says_why(
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(worker, "values", die)
-    with WorkerPool(client_app.app, worker, 1) as pool:
+    with WorkerPool(Clients(client_app.app), worker, 1) as pool:
         metrics = pool.measure(state, "validation", 1)
         with pytest.raises(RunError, match=r"lower engine\.workers"):
             metrics()
@@ -162,7 +162,7 @@ def test_an_error_ends_the_workers_at_once(make: Make) -> None:
     worker = worker_for(resolve(make(2)))
 
     def interrupted() -> None:
-        with WorkerPool(_sleeper(), worker, 2) as pool:
+        with WorkerPool(Clients(_sleeper()), worker, 2) as pool:
             grid = VirtualGrid(pool, 2)
             grid.ask(_messages(grid))
             raise KeyboardInterrupt
@@ -175,10 +175,10 @@ def test_an_error_ends_the_workers_at_once(make: Make) -> None:
 
 def test_calls_that_were_lost_are_answered_by_the_next_workers(make: Make) -> None:
     worker = worker_for(resolve(make(2)))
-    with WorkerPool(_suicide(), worker, 1) as pool:
+    with WorkerPool(Clients(_suicide()), worker, 1) as pool:
         grid = VirtualGrid(pool, 1)
         (node,) = grid.get_node_ids()
-        first = pool.call(_message(node), _context())
+        first = pool.call([_message(node)], [_context()])
         with pytest.raises(BrokenExecutor):
             first.result()
         (reply,) = grid.send_and_receive([_message(node)])

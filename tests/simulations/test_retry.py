@@ -13,7 +13,7 @@ from fedlora.errors import QuorumError
 from fedlora.server.events import Event, RoundRetried
 from fedlora.server.records import RunStatus
 from fedlora.simulations.simulate import Watch, run
-from fedlora.simulations.virtual import InProcess, VirtualGrid
+from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid
 from tests.simulations.test_simulate import adapter_of
 from tests.tiny import tiny_config
 
@@ -22,7 +22,7 @@ class Moody(VirtualGrid):
     """Gives no reply at all the first `silences` times it is asked."""
 
     def __init__(self, clients: int, silences: int) -> None:
-        super().__init__(InProcess(app), clients)
+        super().__init__(InProcess(Clients(app)), clients)
         self.silences = silences
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

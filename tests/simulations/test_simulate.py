@@ -19,7 +19,7 @@ from fedlora.server.records import Outcome, RunHistory, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations import engines, simulate
 from fedlora.simulations.simulate import Watch, resume, run
-from fedlora.simulations.virtual import InProcess, VirtualGrid
+from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid
 from fedlora.wire import FRAME_BYTES
 from tests.tiny import tiny_config
 
@@ -143,7 +143,7 @@ def interfering(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[Message, Mess
         engines.ENGINES,  # type: ignore[arg-type]
         "sequential",
         lambda config, _, worker: nullcontext(
-            engines.around(VirtualGrid(InProcess(app), config.federation.clients), worker)
+            engines.around(VirtualGrid(InProcess(Clients(app)), config.federation.clients), worker)
         ),
     )
     assert simulate.ENGINES is engines.ENGINES
@@ -207,7 +207,7 @@ def test_a_client_that_lost_its_fixed_tensors_gets_them_again(
         engines.ENGINES,  # type: ignore[arg-type]
         "sequential",
         lambda config, app, worker: nullcontext(
-            engines.around(Forgetful(InProcess(app), config.federation.clients), worker)
+            engines.around(Forgetful(InProcess(Clients(app)), config.federation.clients), worker)
         ),
     )
     history = run(make("fed_sb", **{"federation.cohort": 4, "federation.rounds": 3}), Watch())

@@ -5,7 +5,7 @@ import time
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedlora.simulations.virtual import InProcess, VirtualGrid
+from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid
 
 
 def make_app() -> ClientApp:
@@ -32,7 +32,7 @@ def order(node: int, text: str) -> Message:
 
 
 def test_replies_come_in_the_order_of_the_messages_from_the_nodes_that_were_asked() -> None:
-    grid = VirtualGrid(InProcess(make_app()), 3)
+    grid = VirtualGrid(InProcess(Clients(make_app())), 3)
     nodes = list(grid.get_node_ids())
     replies = list(grid.send_and_receive([order(nodes[2], "go"), order(nodes[0], "go")]))
     assert [reply.content["done"]["partition"] for reply in replies] == [2, 0]
@@ -40,7 +40,7 @@ def test_replies_come_in_the_order_of_the_messages_from_the_nodes_that_were_aske
 
 
 def test_a_client_that_raises_answers_with_an_error_and_the_others_go_on() -> None:
-    grid = VirtualGrid(InProcess(make_app()), 2)
+    grid = VirtualGrid(InProcess(Clients(make_app())), 2)
     nodes = list(grid.get_node_ids())
     bad, good = grid.send_and_receive([order(nodes[0], "fail"), order(nodes[1], "go")])
     assert bad.has_error()
@@ -49,7 +49,7 @@ def test_a_client_that_raises_answers_with_an_error_and_the_others_go_on() -> No
 
 
 def test_a_clients_state_lasts_and_is_its_own() -> None:
-    grid = VirtualGrid(InProcess(make_app()), 2)
+    grid = VirtualGrid(InProcess(Clients(make_app())), 2)
     first, second = grid.get_node_ids()
     times = [
         next(iter(grid.send_and_receive([order(n, "go")]))).content["done"]["times"] for n in (first, first, second)
@@ -58,19 +58,19 @@ def test_a_clients_state_lasts_and_is_its_own() -> None:
 
 
 def test_what_was_not_begun_before_the_deadline_gets_no_reply() -> None:
-    grid = VirtualGrid(InProcess(make_app()), 3)
+    grid = VirtualGrid(InProcess(Clients(make_app())), 3)
     replies = list(grid.send_and_receive([order(node, "sleep") for node in grid.get_node_ids()], timeout=0.02))
     assert len(replies) == 1
 
 
 def test_pulled_replies_are_gone() -> None:
-    grid = VirtualGrid(InProcess(make_app()), 1)
+    grid = VirtualGrid(InProcess(Clients(make_app())), 1)
     ids = list(grid.push_messages([order(node, "go") for node in grid.get_node_ids()]))
     assert len(list(grid.pull_messages(ids))) == 1
     assert list(grid.pull_messages(ids)) == []
 
 
 def test_what_clients_keep_can_be_read_and_put_back() -> None:
-    grid = VirtualGrid(InProcess(make_app()), 3)
+    grid = VirtualGrid(InProcess(Clients(make_app())), 3)
     grid.state_of(1)["mine"] = ArrayRecord()
     assert set(grid.kept("mine")) == {1}

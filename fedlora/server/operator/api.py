@@ -15,24 +15,30 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError, FedloraError, IdentityError, LinkError, StoreError, UnknownRunError
+from fedlora.server.dashboard.audit import AuditLog
 from fedlora.server.operator.answers import failure
 from fedlora.server.operator.archive import ADAPTER, adapter_files, zipped
-from fedlora.server.operator.guard import Failures, Gate
+from fedlora.server.operator.exchange import Failures
+from fedlora.server.operator.guard import Gate
+from fedlora.server.operator.noting import PREFIX, Noted, Refusals, tell, told_of
+from fedlora.server.operator.scrape import Scrape
 from fedlora.server.operator.stream import lines_after, server_sent
 from fedlora.server.operator.submission import Restart, Resumption, Submission, read_submission
 from fedlora.server.operator.token import check_form
-from fedlora.server.queue import STOP, RunQueue
-from fedlora.server.records import RoundRecord, RunInfo, RunStatus
+from fedlora.server.queue import RunQueue
+from fedlora.server.records import RoundRecord, RunInfo
 from fedlora.server.restart import restart_without
-from fedlora.server.store import RunStore, Traffic
+from fedlora.server.store import RunStore
 from fedlora.server.store.names import check_id
+from fedlora.server.views import Link, Views
+from fedlora.server.views.model import RunRow
 
-PREFIX = "/api/v1"
 HEALTH = f"{PREFIX}/health"
 """The only path that needs no token."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
+_OF_ROW = ("bytes_up", "bytes_down", "bytes_once", "stop_requested", "health", "health_reason")
 Clients = Callable[[], Sequence[Mapping[str, Any]]]
 Prepare = Callable[[RunConfig], RunConfig]
 
@@ -48,39 +54,50 @@ def make_api(
     *,
     prepare: Prepare = lambda config: config,
     hosts: Collection[str] = LOOPBACK,
+    metrics: Scrape | None = None,
+    views: Views | None = None,
 ) -> FastAPI:
     """The application. Every path but `HEALTH` needs `Authorization: Bearer <token>`, those added to it later too.
 
     clients: what is known of each client now, as JSON values; called for each request, by any thread.
     prepare: makes a submitted configuration fit for this server (who its sites are, what depends on this machine); may
     raise ConfigError, which is told to the submitter. hosts: names in requests' Host header that mean this server.
+    metrics: what Prometheus reads, with a token of its own; None: nothing is there for it. views: what tells how runs
+    fare; None: some that know nothing of the link.
     `app.state.closing`, an Event: when it is set, streams of events end, so that the server can.
+    What is done is in the audit log of the store's database, with what is refused for a wrong token.
     Raises IdentityError if `token` is none that `make_token` makes.
     """
     if not check_form(token):
         raise IdentityError("the operator's token must be one that fedlora makes: 256 random bits, base64")
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.closing = threading.Event()
-    _Routes(queue, store, clients, prepare, app.state.closing).add_to(app)
+    seen = views or Views(store, link=Link(driven=lambda: queue.driven), work=None)
+    _Routes(queue, store, clients, prepare, seen, app.state.closing).add_to(app)
     app.add_exception_handler(FedloraError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(Gate, token=token, hosts=hosts, open_paths=(HEALTH,), failures=Failures())
+    if metrics is not None:
+        metrics.add_to(app)
+    readers, audit = {} if metrics is None else {metrics.path: metrics.token}, AuditLog(store.database)
+    app.add_middleware(Noted, audit=audit)
+    app.add_middleware(
+        Gate,
+        token=token,
+        hosts=hosts,
+        open_paths=(HEALTH,),
+        failures=Failures(),
+        refusals=Refusals(audit),
+        readers=readers,
+    )  # the last one is the outermost
     return app
 
 
-def plain_run(run: RunInfo, traffic: Mapping[str, Traffic]) -> dict[str, Any]:
-    """A run as JSON: its record without the configuration, its bytes, and whether a stop was asked for."""
-    row: dict[str, Any] = _INFO.dump_python(run, mode="json")
-    del row["config"]
-    carried = traffic.get(run.id, Traffic())
-    stopping = run.status is RunStatus.RUNNING and (run.folder / STOP).exists()
-    return row | {
-        "bytes_up": carried.up,
-        "bytes_down": carried.down,
-        "bytes_once": carried.once,
-        "stop_requested": stopping,
-    }
+def plain_run(run: RunInfo, row: RunRow) -> dict[str, Any]:
+    """A run as JSON: its record without the configuration, its bytes, whether a stop was asked for, how it fares."""
+    plain: dict[str, Any] = _INFO.dump_python(run, mode="json")
+    del plain["config"]
+    return plain | {name: getattr(row, name) for name in _OF_ROW}
 
 
 def _valid_id(text: str) -> str:
@@ -98,11 +115,17 @@ class _Routes:
     """The routes. All but the stream run in threads: the store and Hydra take their time."""
 
     def __init__(
-        self, queue: RunQueue, store: RunStore, clients: Clients, prepare: Prepare, closing: threading.Event
+        self,
+        queue: RunQueue,
+        store: RunStore,
+        clients: Clients,
+        prepare: Prepare,
+        views: Views,
+        closing: threading.Event,
     ) -> None:
         self._queue, self._store = queue, store
         self._clients, self._prepare = clients, prepare
-        self._closing = closing
+        self._views, self._closing = views, closing
 
     def add_to(self, app: FastAPI) -> None:
         """Each path with its function."""
@@ -129,20 +152,21 @@ class _Routes:
         return Response(found, media_type="application/json")
 
     def runs(self) -> Response:
-        traffic = self._store.traffic()
-        return JSONResponse({"runs": [plain_run(run, traffic) for run in self._store.list()]})
+        runs, rows = self._store.list(), {row.id: row for row in self._views.runs()}
+        return JSONResponse({"runs": [plain_run(run, rows[run.id]) for run in runs if run.id in rows]})
 
-    def submit(self, body: Submission) -> Response:
+    def submit(self, request: Request, body: Submission) -> Response:
         config = self._prepare(read_submission(body))
         name = config.name or f"{config.strategy.name}-{config.data.name}"
         run = self._queue.submit(config, name, body.submit_key)
+        tell(request.scope, what=f"run {run.id}")
         return self._run(run, 201)
 
     def history(self, run_id: RunId) -> Response:
         history = self._store.history(self._store.get(run_id))
         return JSONResponse(
             {
-                "run": plain_run(history.run, self._store.traffic()),
+                "run": plain_run(history.run, self._views.run_row(run_id)),
                 "rounds": _ROUNDS.dump_python(history.rounds, mode="json"),
                 "config": json.loads(history.run.config),
             }
@@ -163,11 +187,15 @@ class _Routes:
     def stop(self, run_id: RunId) -> Response:
         return self._run(self._queue.stop(run_id))
 
-    def resume(self, run_id: RunId, body: Resumption | None = None) -> Response:
-        return self._run(self._queue.resume(run_id, None if body is None else body.rounds))
+    def resume(self, request: Request, run_id: RunId, body: Resumption | None = None) -> Response:
+        rounds = None if body is None else body.rounds
+        tell(request.scope, reason="" if rounds is None else f"{rounds} rounds")
+        return self._run(self._queue.resume(run_id, rounds))
 
-    def restart(self, run_id: RunId, body: Restart) -> Response:
-        return self._run(restart_without(self._queue, run_id, body.without), 201)
+    def restart(self, request: Request, run_id: RunId, body: Restart) -> Response:
+        run = restart_without(self._queue, run_id, body.without)
+        tell(request.scope, reason=f"run {run.id}, without {', '.join(body.without)}")
+        return self._run(run, 201)
 
     def adapter(self, run_id: RunId) -> Response:
         run = self._store.get(run_id)
@@ -176,7 +204,7 @@ class _Routes:
         return StreamingResponse(zipped(files, run.folder / ADAPTER), media_type="application/zip", headers=name)
 
     def _run(self, run: RunInfo, status: int = 200) -> Response:
-        return JSONResponse(plain_run(run, self._store.traffic()), status)
+        return JSONResponse(plain_run(run, self._views.run_row(run.id)), status)
 
     def _ends(self) -> bool:
         return self._closing.is_set() or self._queue.closing
@@ -187,17 +215,18 @@ def _number(text: str) -> int:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    del request
     if not isinstance(error, FedloraError):
         raise error
+    tell(request.scope, reason=told_of(error))
     return failure(error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     """All that is wrong with a path, query or body that does not have its form."""
-    del request
     found = error.errors() if isinstance(error, RequestValidationError) else []
-    return failure(ConfigError([f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found]))
+    wrong = ConfigError([f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found])
+    tell(request.scope, reason=told_of(wrong))
+    return failure(wrong)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

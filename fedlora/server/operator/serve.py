@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Self
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from fedlora.errors import IdentityError, LinkError
 from fedlora.server.operator.access import is_loopback
+from fedlora.server.operator.connections import BoundedProtocol
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class OperatorServer:
     only a loopback address may do. Raises IdentityError for a certificate that is missing or does not fit its key.
     """
 
-    def __init__(self, app: FastAPI, host: str, port: int, certificate: Path | None, key: Path | None) -> None:
+    def __init__(self, app: Starlette, host: str, port: int, certificate: Path | None, key: Path | None) -> None:
         if (certificate is None or key is None) and not is_loopback(host):
             raise IdentityError(
                 f"the operator API cannot listen on {host} without TLS: the token would cross the network in the clear."
@@ -98,13 +99,12 @@ class OperatorServer:
         await asyncio.sleep(0)
 
 
-def _settings(app: FastAPI, context: ssl.SSLContext | None) -> uvicorn.Config:
-    """h11: it bounds a request's headers. No proxy headers: anybody on this machine could claim any address."""
-
+def _settings(app: Starlette, context: ssl.SSLContext | None) -> uvicorn.Config:
+    """h11: it bounds the size of headers. No proxy headers: anybody on this machine could claim any address."""
     factory = None if context is None else partial(_as_it_is, context)
     return uvicorn.Config(
         app,
-        http="h11",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

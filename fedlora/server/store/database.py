@@ -80,6 +80,16 @@ class Database:
         with self._explained(), writer.begin() as connection:
             yield connection
 
+    @contextmanager
+    def session(self) -> Iterator[sa.Connection]:
+        """A connection that is closed when the block ends, for what lasts as long as one; statements are on their own.
+
+        Of PostgreSQL alone.
+        """
+        with self._explained(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()  # else it would live on in the pool
+            yield connection
+
     def revision(self) -> str | None:
         """The revision of its tables; None if there is no table at all.
 

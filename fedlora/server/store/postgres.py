@@ -16,6 +16,7 @@ WRITES_AS: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 """Options of a transaction that writes."""
 
 _TURN = int.from_bytes(b"fedlora.", "big")  # any number that nobody else's advisory locks in this database have
+_SERVER = int.from_bytes(b"fedlora:", "big")  # another such number
 _CONNECTION = {
     "application_name": "fedlora",
     "client_encoding": "utf8",
@@ -26,6 +27,15 @@ _CONNECTION = {
     "keepalives_count": "3",
     "tcp_user_timeout": "50000",  # milliseconds
 }
+_HOLDER = sa.text(
+    "SELECT host(client_addr), date_trunc('second', backend_start), pid = pg_backend_pid()"
+    " FROM pg_locks JOIN pg_stat_activity USING (pid)"
+    " WHERE locktype = 'advisory' AND granted AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname ="
+    " current_database()) AND classid = :high AND objid = :low AND objsubid = 1"
+).bindparams(high=_SERVER >> 32, low=_SERVER & 0xFFFFFFFF)
+_NOTICED = ("tcp_keepalives_idle = 20", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
+"""Settings with which the database notices within a minute that the host of a connection has vanished."""
+
 _WHERE = "FEDLORA_DATABASE or `database` in server.yaml"
 _REMEDIES = {
     "28": f"check user and password in {_WHERE}",
@@ -69,6 +79,25 @@ def use_turns(engine: sa.Engine) -> None:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TURN})")
 
     event.listen(engine, "begin", begun)
+
+
+def take_server_lock(connection: sa.Connection) -> str | None:
+    """Takes the lock of the one server of this database, for as long as the connection lives.
+
+    Gives None, or, if another connection has it, where that comes from and since when.
+    """
+    for setting in _NOTICED:
+        connection.exec_driver_sql(f"SET {setting}")
+    if connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_SERVER})").scalar():
+        return None
+    found = connection.execute(_HOLDER).first()
+    return "it has just ended" if found is None else f"connected from {found[0] or 'there'} since {found[1]}"
+
+
+def has_server_lock(connection: sa.Connection) -> bool:
+    """Whether this connection still has that lock."""
+    found = connection.execute(_HOLDER).first()
+    return found is not None and bool(found[2])
 
 
 def told(cause: BaseException) -> str:

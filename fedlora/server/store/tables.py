@@ -146,4 +146,54 @@ tokens = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("expires_at", UtcTime, nullable=False),
     sa.Column("used_at", UtcTime),
+    sa.Column("key_sha256", ShortWords(64)),  # of the public key with which it was used
+)
+
+# Who may use the dashboard. Every secret is kept as its SHA-256 alone.
+access_tokens = sa.Table(
+    "access_tokens",
+    metadata,
+    sa.Column("name", ShortWords(63), primary_key=True),
+    sa.Column("role", ShortWords(20), nullable=False),
+    sa.Column("digest", ShortWords(64), nullable=False, unique=True),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime),
+    sa.Column("last_used", UtcTime),
+)
+
+collaborator_links = sa.Table(
+    "collaborator_links",
+    metadata,
+    sa.Column("id", ShortWords(16), primary_key=True),
+    sa.Column("digest", ShortWords(64), nullable=False, unique=True),
+    sa.Column("run", ShortWords(120), sa.ForeignKey("runs.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("site", ShortWords(63), nullable=False),
+    sa.Column("created_by", ShortWords(63), nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime, nullable=False),
+    sa.Column("last_used", UtcTime),
+)
+
+dashboard_sessions = sa.Table(
+    "dashboard_sessions",
+    metadata,
+    sa.Column("digest", ShortWords(64), primary_key=True),  # of the cookie's value
+    sa.Column("credential", ShortWords(64), nullable=False, index=True),  # digest of what its person logged in with
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("used_at", UtcTime, nullable=False),
+)
+
+# Rows are added, and deleted once they are old; none is changed, but where a client has its name erased.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False, index=True),
+    sa.Column("person", ShortWords(63), nullable=False),
+    sa.Column("role", ShortWords(20), nullable=False),
+    sa.Column("action", ShortWords(80), nullable=False),
+    sa.Column("object", ShortWords(200), nullable=False),
+    sa.Column("outcome", ShortWords(20), nullable=False),
+    sa.Column("reason", ShortWords(500), nullable=False),
+    sa.Column("address", ShortWords(64), nullable=False),
 )

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError, IdentityError
 from fedlora.server.operator.api import HEALTH, make_api
-from fedlora.server.operator.guard import MAX_BODY, Failures
+from fedlora.server.operator.exchange import MAX_BODY, Failures
 from fedlora.server.records import RunStatus
 from tests.server.operator.living import SHORT, Living, living
 
@@ -469,7 +469,8 @@ def test_clients(tmp_path: Path, authority: Path) -> None:
     assert found == {"clients": [{"name": "north", "since": "NaN", "data": ["rows"], "path": "x"}]}
 
 
-def test_figures_that_are_not_finite(http: httpx.Client, alive: Living) -> None:
-    run_id = started(http)
-    alive.store.finish(alive.store.get(run_id), RunStatus.FAILED, {"test_loss": float("nan")}, "diverged")
-    assert http.get(f"{RUNS}/{run_id}").json()["run"]["summary"] == {"test_loss": "nan"}
+def test_figures_that_are_not_finite(tmp_path: Path, authority: Path) -> None:
+    with living(tmp_path / "home", authority, drive=False) as alive, alive.http() as http:
+        run_id = started(http)
+        alive.store.finish(alive.store.get(run_id), RunStatus.FAILED, {"test_loss": float("nan")}, "diverged")
+        assert http.get(f"{RUNS}/{run_id}").json()["run"]["summary"] == {"test_loss": "nan"}
