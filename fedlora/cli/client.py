@@ -171,6 +171,7 @@ def status_facts(home: "SiteHome") -> dict[str, Any]:
         "last_error": said.last_error or None if said is not None else None,
         "updated_at": None if said is None else said.updated_at,
         "paused": paused(home),
+        "told": said.told or None if who is not None and said is not None else None,
         "waiting_for_approval": [each.run for each in waiting(home)],
         **_obstacles(home),
     }
@@ -179,6 +180,7 @@ def status_facts(home: "SiteHome") -> dict[str, Any]:
 def _obstacles(home: "SiteHome") -> dict[str, Any]:
     """What the policy says of this moment."""
     from fedlora.client.hours import is_open
+    from fedlora.client.introduction import introduction
     from fedlora.client.policy_file import load_policy
     from fedlora.client.resources import lacking
 
@@ -187,7 +189,12 @@ def _obstacles(home: "SiteHome") -> dict[str, Any]:
     except PolicyError as error:
         return {"policy": f"{counted(len(error.problems), 'mistake')}: see `fedlora client policy`"}
     within = is_open(found.hours, datetime.now())
-    return {"policy": "no mistakes", "within_hours": within, "lacking": lacking(found.limits, home)}
+    return {
+        "policy": "no mistakes",
+        "within_hours": within,
+        "lacking": lacking(found.limits, home),
+        "tells": introduction(found).shown(),
+    }
 
 
 def _open(folder: Path) -> "SiteHome":

@@ -115,6 +115,9 @@ def _print_dry_run(shown: "Shown", console: Console) -> None:
     console.print(table)
     for name, value in {**shown.metrics, **shown.facts}.items():
         console.print(Text(f"{name:<24} {value}"))
+    for name, value in shown.told.items():
+        text = "; ".join(value) if isinstance(value, list) else value
+        console.print(Text(f"told when it connects: {name:<8} {text or 'nothing'}"), soft_wrap=True)
     spent = "" if shown.epsilon is None else f", ε = {shown.epsilon:.3g} for the whole run"
     console.print(Text(f"{shown.size:,} bytes in all, SHA-256 {shown.sha256[:16]}…{spent}; nothing was sent or spent"))
 

@@ -43,8 +43,8 @@ def _status(row: Mapping[str, Any]) -> Text:
 
 
 def clients_table(clients: Sequence[Mapping[str, Any]]) -> Table:
-    """The clients, as the server tells of them, with a column for each fact that any of them has."""
-    columns = list(dict.fromkeys(name for row in clients for name in row))
+    """The clients, as the server tells of them, with a column for each fact of a few words that any of them has."""
+    columns = [name for name in dict.fromkeys(name for row in clients for name in row) if name != "policy"]
     return _table(columns, [[_cell(row.get(name)) for name in columns] for row in clients])
 
 

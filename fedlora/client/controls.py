@@ -6,7 +6,7 @@ Each file is written in one step, so that both sides may look at any time.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class Waiting:
 class Status:
     """What the daemon says of itself. since, updated_at: UTC, ISO 8601. work: in hand, or "". last_error: or "".
 
-    `last_error` may tell of rows: it is for the owner's eyes.
+    told: what the server was told when the client connected last (`Introduction.shown`). `last_error` may tell of rows:
+    it is for the owner's eyes.
     """
 
     pid: int
@@ -51,6 +52,7 @@ class Status:
     work: str
     last_error: str
     updated_at: str
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pause(home: SiteHome, reason: str = "") -> None:

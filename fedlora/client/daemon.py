@@ -89,6 +89,7 @@ class Daemon:
             work=handler.doing,
             last_error=link.last_error,
             updated_at=now,
+            told=handler.told,
         )
         try:
             controls.write_status(self.home, status)

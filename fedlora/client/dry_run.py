@@ -19,6 +19,7 @@ from fedlora.client.app import make_app
 from fedlora.client.deployed import DeployedSite
 from fedlora.client.handler import NODE, asked_of
 from fedlora.client.home import SiteHome, joined
+from fedlora.client.introduction import introduction
 from fedlora.client.policy_check import PENDING, refusals
 from fedlora.client.resources import lacking
 from fedlora.client.site_data import own_labels, with_own_files
@@ -51,7 +52,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Shown:
-    """What would leave. refusals: why the policy, or this machine now, would decline instead. size: bytes in all."""
+    """What would leave. refusals: why the policy, or this machine now, would decline instead. size: bytes in all.
+
+    told: what the server is told of the site whenever the client connects (`Introduction.shown`).
+    """
 
     refusals: Sequence[str]
     tensors: Sequence[Tensor]
@@ -60,6 +64,7 @@ class Shown:
     size: int
     sha256: str
     epsilon: float | None
+    told: Mapping[str, Any]
 
 
 class DrySite(DeployedSite):
@@ -101,7 +106,8 @@ def dry_run(home: SiteHome, config: RunConfig) -> Shown:
         message = _message(site, config)
         declined = _refusals(site, message)
         reply = _answered(site, message)
-    return _shown(reply, declined, run_epsilon(config) if config.privacy.local else None)
+        told = introduction(site.policy).shown()
+    return _shown(reply, declined, run_epsilon(config) if config.privacy.local else None, told)
 
 
 def _message(site: DrySite, config: RunConfig) -> Message:
@@ -140,7 +146,7 @@ def _answered(site: DrySite, message: Message) -> RecordDict:
     return reply
 
 
-def _shown(reply: RecordDict, declined: Sequence[str], epsilon: float | None) -> Shown:
+def _shown(reply: RecordDict, declined: Sequence[str], epsilon: float | None, told: Mapping[str, Any]) -> Shown:
     reason = declined_reason(reply)
     data = content.serialised(content.whole(reply))
     arrays = reply.array_records.get("arrays", ArrayRecord())
@@ -152,4 +158,5 @@ def _shown(reply: RecordDict, declined: Sequence[str], epsilon: float | None) ->
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         epsilon=epsilon,
+        told=told,
     )

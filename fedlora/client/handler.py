@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,13 +12,13 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-import fedlora
 from fedlora.client import controls
 from fedlora.client.agreement import DisagreementError, agreed_worker
 from fedlora.client.app import make_app
 from fedlora.client.asked import Asked
 from fedlora.client.deployed import DeployedSite
 from fedlora.client.home import SiteHome, fingerprint_key
+from fedlora.client.introduction import introduction
 from fedlora.client.kept_on_disk import KeptOnDisk
 from fedlora.client.policy import Policy
 from fedlora.client.policy_check import PENDING, Refusal, base_refusal, refusals
@@ -45,21 +46,29 @@ class SiteHandler:
     def __init__(self, site: DeployedSite, instance: str) -> None:
         self.site, self.home, self.instance = site, site.home, instance
         self.doing = ""
+        self.told: dict[str, Any] = {}
+        """What the last hello said of the site (`Introduction.shown`); empty before the first."""
         self._app: ClientApp = make_app(site)
         self._kept = KeptOnDisk(self.home.state / "runs")
         self._sent = SentRecord(self.home)
         identify(1)
 
     def hello(self) -> Hello:
-        """Who this is, and which data sets it has: by name and rounded size, nothing exact."""
+        """Who this is, and what its owner lets it tell. The log and `told` have it for the owner."""
         policy = self.site.policy
+        said = introduction(policy)
+        if said.shown() != self.told:
+            self.told = said.shown()
+            log.info("what the server is told of this site: %s", json.dumps(self.told, ensure_ascii=False))
         return Hello(
             protocol=limits.PROTOCOL,
-            version=fedlora.__version__,
+            version=said.version,
             instance=self.instance,
             capabilities=["train", "query"],
-            data=data_sets(policy, self.home),
+            data=data_sets(policy, said.data, self.home),
             state=self.state(),
+            device=said.device,
+            policy=said.policy,
         )
 
     def state(self) -> State:
@@ -177,14 +186,14 @@ def summary_of(asked: Asked) -> dict[str, Any]:
     return shown
 
 
-def data_sets(policy: Policy, home: SiteHome) -> list[DataSet]:
-    """What the site says of its data: names, rounded sizes, and a fingerprint that only this site can make."""
+def data_sets(policy: Policy, told: Mapping[str, int | None], home: SiteHome) -> list[DataSet]:
+    """The data sets that are told: names, rounded sizes, and a fingerprint that only this site can make."""
     key = fingerprint_key(home)
     return [
         DataSet(
             name=name,
-            nominal_size=rule.nominal_size or 0,
-            fingerprint=hmac.new(key, f"{name}\0{rule.model_dump_json()}".encode(), "sha256").digest(),
+            nominal_size=size or 0,
+            fingerprint=hmac.new(key, f"{name}\0{policy.data[name].model_dump_json()}".encode(), "sha256").digest(),
         )
-        for name, rule in policy.data.items()
+        for name, size in told.items()
     ]

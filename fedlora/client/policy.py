@@ -58,6 +58,7 @@ Address = Annotated[str, AfterValidator(normal_address)]
 Hours = Annotated[str, AfterValidator(_window)]
 Metric = Annotated[str, AfterValidator(_metric)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Telling = Literal["data", "policy", "device"]
 Group = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -222,6 +223,13 @@ class Policy(Section):
         " always",
     )
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
+    tells: tuple[Telling, ...] = Field(
+        ("data", "policy"),
+        description="what the server is told when the client connects, to be shown to its operator. data: the data"
+        " sets' names and nominal_size, with a fingerprint that only this site can make; policy: models, tasks,"
+        " strategies, privacy, the size of a run, hours and approval, in the words of a refusal; device: cores, memory"
+        " and GPU; []: none of them",
+    )
     metrics: tuple[Metric, ...] = Field(
         (),
         description="what may leave beside an update in a run without local DP, each by its name: samples (the exact"

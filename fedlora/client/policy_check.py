@@ -3,7 +3,7 @@
 The reasons travel to the server that asked: they name the policy's keys and values, and never a path or a row.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from fedlora.client.asked import Asked
 from fedlora.client.hours import is_open, next_opening
 from fedlora.client.policy import Policy
 
-__all__ = ["KINDS", "PENDING", "Asked", "Refusal", "base_refusal", "leaving", "refusals"]
+__all__ = ["KINDS", "PENDING", "Asked", "Refusal", "base_refusal", "leaving", "names_in_short", "refusals"]
 
 KINDS = ("train", "query")
 """The kinds of work that this version can do."""
@@ -61,6 +61,12 @@ def refusals(
 def leaving(policy: Policy, metrics: Mapping[str, float]) -> dict[str, float]:
     """Those of `metrics`, measured without local DP, that the policy lets leave."""
     return {name: value for name, value in metrics.items() if name in policy.metrics}
+
+
+def names_in_short(values: Iterable[object]) -> str:
+    """The values as reasons name them: each on one line and bounded, of many the first eight and how many there are."""
+    found = [_shown(value) for value in values]
+    return ", ".join(found[:8]) + (f", … ({len(found)} in all)" if len(found) > 8 else "")
 
 
 def base_refusal(policy: Policy, model: str, digest: str) -> Refusal | None:
@@ -220,10 +226,8 @@ def _address(text: str) -> str:
         return text
 
 
-def _listed(values: object) -> str:
-    found = [_shown(value) for value in values] if isinstance(values, tuple | Mapping) else []
-    shown = ", ".join(found[:8]) + (f", … ({len(found)} in all)" if len(found) > 8 else "")
-    return f"[{shown}]"
+def _listed(values: Iterable[object]) -> str:
+    return f"[{names_in_short(values)}]"
 
 
 def _shown(value: object) -> str:

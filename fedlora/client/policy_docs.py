@@ -18,8 +18,8 @@ _INTRODUCTION = """\
 Made by `python -m fedlora.client.policy_docs`; change the schema, not this page.
 
 A data owner's client does what `policy.yaml` in its home folder allows, and nothing else. Whatever a server asks, the
-policy wins: a run that asks for more is declined, with a sentence that names the key and both values. That sentence,
-and nothing else of this file, reaches the server.
+policy wins: a run that asks for more is declined, with a sentence that names the key and both values. That sentence
+reaches the server, and of the rest of this file what [`tells`](#what-the-server-is-told) names.
 
 ```
 fedlora client init site        # a home folder with a policy that allows nothing yet
@@ -40,6 +40,31 @@ fedlora client pause --reason "backup until noon"
 - Two reasons are temporary, and the client waits: `hours`, and a run that you have not approved. All others are final
   for the run.
 - An approval is for what was shown. If the run later asks for something else, it waits again.
+
+## What the server is told
+
+Each time the client connects it says the following, and no more. The server shows it to its operator and to those with
+a login to its dashboard; it keeps it in memory only (the version apart), checks none of it, and decides nothing by it.
+
+| what | when | exactly |
+| --- | --- | --- |
+| protocol, version | always | of the fedlora package, and the kinds of work that it can do |
+| instance | always | a random text, new at each start: a second daemon with the same certificate is noticed |
+| state | always, and while connected | whether you paused it and your reason; the work in hand: kind, run, round |
+| data sets | `tells` has `data` | names, `nominal_size`, and of each entry here an HMAC under `fingerprint.key` |
+| policy | `tells` has `policy` | names of models, `tasks`, `strategies`, `privacy.require`, `privacy.epsilon_run`, \
+`privacy.delta`, `rounds_max`, `steps_max`, `batch_max`, `hours`, `approval`; of long lists the first eight |
+| device | `tells` has `device` | cores, memory in GiB, and the GPU's name, e.g. `2 CPU cores, 24 GiB, no GPU` |
+
+- Not in it: paths, columns, labels, digests, units, `servers`, `limits`, the ledgers and what is left in them.
+- By default data sets and policy are told: refusals would say it too (but for `nominal_size`, which is told only if you
+  give one), and a server that knows before need not ask in vain. The device is not told by default: no refusal names
+  it, so you say yes to it yourself (`tells: [data, policy, device]`).
+- `tells: []` tells none of the three. Refusals still give their reasons.
+- `fedlora client status` shows what the server was told at the last connection (`told`), and what the file as it is now
+  lets the client tell at the next one (`tells`); `fedlora client dry-run` shows the latter too. The site's log has a
+  line whenever it changes. A changed `tells` is heard at the next connection: restart the client to have it at once.
+- `sent.jsonl` is the record of answers: what is said here is not in it.
 
 ## What a new home has
 

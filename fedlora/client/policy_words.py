@@ -33,6 +33,7 @@ def in_words(policy: Policy, joined: str | None) -> list[tuple[str, str]]:
         ("hours", ", ".join(policy.hours) or "always"),
         ("machine", _machine(policy)),
         ("figures that leave", ", ".join(policy.metrics) or "none without local DP; with it, noised ones"),
+        ("told to the server", ", ".join(policy.tells) or "none of data, policy and device"),
         ("approval", "none needed" if policy.approval == "automatic" else "once for each run, by the owner"),
     ]
 

@@ -40,13 +40,31 @@ class Connection(Protocol):
 
 @dataclass
 class Presence:
-    """What is known of a client. since: of `time.monotonic`, when it came, or was last there."""
+    """What is known of a client. since: of `time.monotonic`, when it came, or was last there.
+
+    version, data, device and policy are what it said when it came: to be shown; nobody has checked them.
+    """
 
     connection: Connection | None = None
     since: float = field(default_factory=time.monotonic)
     state: State = field(default_factory=State)
     version: str = ""
     data: Sequence[str] = ()
+    device: str = ""
+    policy: Sequence[str] = ()
+
+
+def _introduced(connection: Connection) -> Presence:
+    """A client that has come, with what its hello says of it, as it may be shown."""
+    hello = connection.hello
+    return Presence(
+        connection,
+        state=_tidied(hello.state),
+        version=limits.shown(hello.version),
+        data=[limits.shown(found.name) for found in hello.data],
+        device=limits.shown(hello.device, limits.DEVICE),
+        policy=[limits.shown(line, limits.POLICY_LINE) for line in hello.policy[: limits.POLICY_LINES]],
+    )
 
 
 def _tidied(state: State) -> State:
@@ -87,10 +105,7 @@ class Hub:
                 )
             there.end(Goodbye(reason="the same client has connected anew", retry=False))
             self.leave(there)
-        hello = connection.hello
-        names = [limits.shown(found.name) for found in hello.data]
-        version = limits.shown(hello.version)
-        self.presences[site] = Presence(connection, state=_tidied(hello.state), version=version, data=names)
+        self.presences[site] = _introduced(connection)
         self._changed()
         for work in self._open_for(site):
             connection.offer(work)

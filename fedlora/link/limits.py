@@ -34,6 +34,15 @@ FIELDS = 500_000
 DATA_SETS = 100
 """Data sets that a client may name."""
 
+DEVICE = 200
+"""Characters of what a client tells of its device that are kept."""
+
+POLICY_LINES = 20
+"""Lines that a client may tell of its site's policy."""
+
+POLICY_LINE = 600
+"""Characters of one of them that are kept."""
+
 ANSWER_SLACK = 1024 * 1024
 """What an answer may take beyond the tensors of the manifest: metrics, and the frames around each tensor."""
 

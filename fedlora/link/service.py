@@ -135,7 +135,7 @@ class LinkService(link_pb2_grpc.LinkServicer):
         finally:
             _less(self._greeting, name)
         hello = first.hello
-        if first.WhichOneof("said") != "hello" or not hello.instance or len(hello.data) > limits.DATA_SETS:
+        if first.WhichOneof("said") != "hello" or not hello.instance or _says_too_much(hello):
             raise ProtocolError("a connection must begin with a hello", retry=False)
         if hello.protocol != limits.PROTOCOL:
             raise ProtocolError(
@@ -227,6 +227,10 @@ def _less(counts: Counter[str], name: str) -> None:
     counts[name] -= 1
     if not counts[name]:
         del counts[name]
+
+
+def _says_too_much(hello: Hello) -> bool:
+    return len(hello.data) > limits.DATA_SETS or len(hello.policy) > limits.POLICY_LINES
 
 
 def shown(context: Any) -> tuple[str, bytes]:

@@ -90,4 +90,6 @@ def _plain(record: ClientRecord, presence: Presence | None) -> dict[str, Any]:
         "paused": state.reason or "paused" if state.paused else None,
         "work": state.work or None,
         "data": [] if presence is None else list(presence.data),
+        "device": (presence.device or None) if presence is not None else None,
+        "policy": [] if presence is None else list(presence.policy),
     }

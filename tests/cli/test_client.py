@@ -1,5 +1,6 @@
 """`fedlora client`, as a data owner would call it."""
 
+import io
 import json
 import os
 import zipfile
@@ -8,9 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from fedlora.cli.__main__ import run
+from fedlora.cli.client_daemon import _print_dry_run
 from fedlora.client.controls import Status, note_waiting, paused, write_status
+from fedlora.client.dry_run import Shown
 from fedlora.client.home import SiteHome, locked, note_joined
 from fedlora.client.sent import SentRecord
 from fedlora.errors import ExitCode
@@ -111,6 +115,35 @@ def test_the_status_of_a_daemon_that_runs(home: SiteHome, capsys: pytest.Capture
     assert (found["within_hours"], found["policy"]) == (True, "no mistakes")
     for word in ("fl.example.org:8443", "round 3", "it failed"):
         assert word in text
+
+
+def test_the_owner_sees_what_the_server_was_told_and_would_be_told_now(
+    home: SiteHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allow(home)
+    before = {"version": "0", "data": [], "policy": ["models: older"], "device": None}
+    write_status(home, Status(7, "then", "fl.example.org:8443", True, "", "", "now", before))
+    assert told(capsys, "status")["told"] is None  # no daemon runs
+    with locked(home):
+        found = told(capsys, "status")
+        assert "models: older" in said(capsys, "status")
+    assert found["told"] == before
+    assert "models: minilm" in found["tells"]["policy"]
+    assert found["tells"]["device"] is None
+    with home.policy.open("a") as file:
+        file.write("\ntells: []\n")
+    found = told(capsys, "status")["tells"]
+    assert (found["data"], found["policy"], found["device"]) == ([], [], None)
+    assert "none of data, policy and device" in said(capsys, "policy")
+
+
+def test_a_dry_run_shows_what_is_told_too() -> None:
+    told = {"version": "0.1.0", "data": [], "policy": ["models: minilm", "tasks: any"], "device": None}
+    shown = Shown([], [], {}, {}, 10, "ab" * 32, None, told)
+    out = io.StringIO()
+    _print_dry_run(shown, Console(file=out, width=60))
+    for line in ("version  0.1.0", "data     nothing", "policy   models: minilm; tasks: any", "device   nothing"):
+        assert f"told when it connects: {line}" in out.getvalue()
 
 
 def test_what_keeps_a_site_from_working_is_in_its_status(home: SiteHome, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from fedlora.cli.__main__ import run
+from fedlora.cli.run_printing import clients_table
 from fedlora.errors import ExitCode, LinkError
 from fedlora.server.records import Outcome, RosterRow, RoundRecord, RunStatus
 from tests.server.operator.living import SHORT, Living, living, make_authority
@@ -202,6 +204,11 @@ def test_download(ask: Ask, alive: Living, tmp_path: Path, monkeypatch: pytest.M
 def test_clients(ask: Ask) -> None:
     assert [line.split() for line in ask("clients")[1].splitlines()] == [["name", "connected"], ["north", "True"]]
     assert read(ask("clients", "--json")) == [{"name": "north", "connected": True}]
+
+
+def test_the_table_of_clients_has_the_device_and_leaves_the_long_policy_to_json() -> None:
+    table = clients_table([{"name": "north", "device": "2 CPU cores", "policy": ["tasks: any"]}])
+    assert [column.header.plain for column in table.columns if isinstance(column.header, Text)] == ["name", "device"]
 
 
 def test_by_environment(alive: Living, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,7 @@ BAD_BEGINNINGS: dict[str, tuple[FromClient | bytes, str]] = {
     "garbage": (b"\xff\xff\xff", "cannot be read"),
     "no instance": (hello(instance=""), "must begin with a hello"),
     "too many data sets": (hello(data=[DataSet(name=str(i)) for i in range(101)]), "must begin with a hello"),
+    "too much policy": (hello(policy=["x"] * (limits.POLICY_LINES + 1)), "must begin with a hello"),
     "an older protocol": (hello(protocol=0, version="0.0.1\x1b[2J"), "(fedlora 0.0.1 [2J) 0: install the same version"),
     "a later protocol": (hello(protocol=2**32 - 1), "install the same version on both sides"),
 }
@@ -198,6 +199,32 @@ def test_what_a_client_says_of_itself_is_cut_and_cannot_steer_a_terminal(siege: 
         raw.hear("heartbeat")
         assert there.state.reason.isprintable()
         assert len(there.state.reason) == limits.TEXT
+
+
+def test_what_a_client_says_of_its_device_and_policy_is_cut_and_cannot_steer_a_terminal(siege: Siege) -> None:
+    evil = "\x1b[2J\r\n\u202e<script>" + "x" * 20_000
+    with siege.raw() as raw:
+        raw.say(hello(device=evil, policy=[evil] * limits.POLICY_LINES))
+        eventually(lambda: "site-1" in siege.host.hub.connected())
+        there = siege.host.hub.presences["site-1"]
+        assert len(there.device) == limits.DEVICE
+        assert len(there.policy) == limits.POLICY_LINES
+        assert all(len(line) == limits.POLICY_LINE for line in there.policy)
+        assert all(text.isprintable() for text in (there.device, *there.policy))
+    siege.check_honest()
+
+
+def test_who_comes_back_and_tells_less_is_known_for_no_more(siege: Siege) -> None:
+    with siege.raw() as raw:
+        raw.say(hello(device="2 CPU cores", policy=["tasks: any"], data=[DataSet(name="notes")]))
+        eventually(lambda: "site-1" in siege.host.hub.connected())
+        assert siege.host.hub.presences["site-1"].policy == ["tasks: any"]
+    with siege.raw() as raw:
+        raw.connected()
+        eventually(lambda: not siege.host.hub.presences["site-1"].device)
+        there = siege.host.hub.presences["site-1"]
+        assert (list(there.data), list(there.policy)) == ([], [])
+    siege.check_honest()
 
 
 def test_a_reason_of_a_megabyte_is_too_large_a_frame_and_a_long_one_is_cut(siege: Siege) -> None:

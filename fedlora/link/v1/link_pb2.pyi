@@ -101,20 +101,24 @@ class FromServer(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., acknowledged: _Optional[_Union[Acknowledged, _Mapping]] = ..., openness: _Optional[_Union[Openness, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "version", "instance", "capabilities", "data", "state")
+    __slots__ = ("protocol", "version", "instance", "capabilities", "data", "state", "device", "policy")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     instance: str
     capabilities: _containers.RepeatedScalarFieldContainer[str]
     data: _containers.RepeatedCompositeFieldContainer[DataSet]
     state: State
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., instance: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., data: _Optional[_Iterable[_Union[DataSet, _Mapping]]] = ..., state: _Optional[_Union[State, _Mapping]] = ...) -> None: ...
+    device: str
+    policy: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., instance: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., data: _Optional[_Iterable[_Union[DataSet, _Mapping]]] = ..., state: _Optional[_Union[State, _Mapping]] = ..., device: _Optional[str] = ..., policy: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("number", "state")

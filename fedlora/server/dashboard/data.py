@@ -1,11 +1,9 @@
 """What pages fetch: the query layer's answers as JSON, a comparison as CSV. Numbers are finite or null."""
 
 import functools
-import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NoReturn
 
-from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +12,11 @@ from fedlora.server.dashboard.context import Context
 from fedlora.server.dashboard.people import Person, Role
 from fedlora.server.dashboard.refusals import failed, told
 from fedlora.server.dashboard.routes import Route
+from fedlora.server.dashboard.shared import Packed, Shared
+from fedlora.server.queue import STOP
+from fedlora.server.records import RunInfo
 from fedlora.server.views import Views, visibility
+from fedlora.server.views.facts import facts
 from fedlora.server.views.model import ClientRow
 
 WHY = (
@@ -24,7 +26,6 @@ WHY = (
 MOST_COMPARED = 40
 """Runs that one comparison may have."""
 _MOST_EVENTS = 500
-_WORTH_PACKING = 1400  # bytes: less fits in one packet anyway
 
 
 class QuestionError(FedloraError):
@@ -57,11 +58,23 @@ def answered(endpoint: Callable[[Request], Response]) -> Callable[[Request], Res
 
 def plain(request: Request, value: Any) -> Response:
     """A value of the query layer as JSON, packed where that pays."""
-    text = to_json(value, inf_nan_mode="null")
-    headers = {"Cache-Control": "no-store", "Vary": "Accept-Encoding"}
-    if len(text) > _WORTH_PACKING and "gzip" in request.headers.get("accept-encoding", ""):
-        text, headers = gzip.compress(text, 4), headers | {"Content-Encoding": "gzip"}
+    return _sent(request, Packed.of(value))
+
+
+def _sent(request: Request, packed: Packed) -> Response:
+    text, headers = packed.text, {"Cache-Control": "no-store", "Vary": "Accept-Encoding"}
+    if packed.zipped is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        text, headers = packed.zipped, headers | {"Content-Encoding": "gzip"}
     return Response(text, media_type="application/json", headers=headers)
+
+
+def _once(request: Request, run: RunInfo, what: Hashable, make: Callable[[], Any]) -> Response:
+    """As `plain`, of what `make` gives; pages that ask for the same of the same round have the same answer."""
+    if getattr(request.app.state, "shared", None) is None:
+        request.app.state.shared = Shared()
+    shared: Shared = request.app.state.shared
+    version = (run.status, run.rounds_done, (run.folder / STOP).exists())
+    return _sent(request, shared.get((run.id, what, role_of(request)), version, make))
 
 
 def views_of(request: Request) -> Views:
@@ -78,12 +91,23 @@ def role_of(request: Request) -> Role:
 
 def sight(request: Request, run_id: str) -> bool:
     """Whether whoever asks may see who took part in a run."""
-    return visibility.may_see_clients(role_of(request), views_of(request).run_row(run_id).privacy)
+    return _sees(request, _stored(request, run_id))
 
 
-def _need_sight(request: Request, run_id: str) -> None:
-    if not sight(request, run_id):
+def _sees(request: Request, run: RunInfo) -> bool:
+    return visibility.may_see_clients(role_of(request), facts(run).privacy)
+
+
+def _stored(request: Request, run_id: str) -> RunInfo:
+    context: Context = request.app.state.context
+    return context.store.get(run_id)
+
+
+def _need_sight(request: Request, run_id: str) -> RunInfo:
+    run = _stored(request, run_id)
+    if not _sees(request, run):
         refuse(403, WHY)
+    return run
 
 
 def _run(request: Request) -> str:
@@ -109,27 +133,28 @@ def runs(request: Request) -> Response:
 @answered
 def run(request: Request) -> Response:
     """GET /data/runs/{id}: everything that the page of a run shows at first."""
-    views, run_id, role = views_of(request), _run(request), role_of(request)
+    run_id, role, views = _run(request), role_of(request), views_of(request)
+    return _once(request, _stored(request, run_id), "run", lambda: _whole(views, run_id, role))
+
+
+def _whole(views: Views, run_id: str, role: Role) -> dict[str, Any]:
     row = views.run_row(run_id)
     sees = visibility.may_see_clients(role, row.privacy)
-    return plain(
-        request,
-        {
-            "row": visibility.shown_row(role, row),
-            "series": visibility.shown_series(role, row.privacy, views.series(run_id)),
-            "checkpoints": list(visibility.shown_checkpoints(role, row.privacy, views.checkpoints(run_id))),
-            "roster_metrics": list(views.roster_metrics(run_id)) if sees else [],
-            "rosters": sees,
-            "why": "" if sees else WHY,
-        },
-    )
+    return {
+        "row": visibility.shown_row(role, row),
+        "series": visibility.shown_series(role, row.privacy, views.series(run_id)),
+        "checkpoints": list(visibility.shown_checkpoints(role, row.privacy, views.checkpoints(run_id))),
+        "roster_metrics": list(views.roster_metrics(run_id)) if sees else [],
+        "rosters": sees,
+        "why": "" if sees else WHY,
+    }
 
 
 @answered
 def matrix(request: Request) -> Response:
     """GET /data/runs/{id}/matrix."""
-    _need_sight(request, _run(request))
-    return plain(request, views_of(request).matrix(_run(request)))
+    found, views = _need_sight(request, _run(request)), views_of(request)
+    return _once(request, found, "matrix", lambda: views.matrix(found.id))
 
 
 @answered
@@ -145,11 +170,15 @@ def roster(request: Request) -> Response:
 @answered
 def spread(request: Request) -> Response:
     """GET /data/runs/{id}/spread?metric=."""
-    _need_sight(request, _run(request))
+    found, views = _need_sight(request, _run(request)), views_of(request)
     metric = request.query_params.get("metric", "")
-    if metric not in views_of(request).roster_metrics(_run(request)):
-        refuse(404, f"no client of this run reported a metric {metric[:80]!r}")
-    return plain(request, views_of(request).spread(_run(request), metric))
+
+    def make() -> Any:
+        if metric not in views.roster_metrics(found.id):
+            refuse(404, f"no client of this run reported a metric {metric[:80]!r}")
+        return views.spread(found.id, metric)
+
+    return _once(request, found, ("spread", metric), make)
 
 
 @answered
@@ -175,9 +204,10 @@ def _shown_client(role: Role, row: ClientRow) -> ClientRow:
     """Under central DP what a client did is the operator's; that it is a client, and connected, is not."""
     if role >= Role.OPERATOR or not any(promise.central for promise in row.privacy):
         return row
-    known = ("name", "status", "connected", "last_seen", "away_since", "enrolled_at", "version", "data", "paused")
-    told = {name: getattr(row, name) for name in known}
-    return ClientRow(**told, reason="", work=None, certificate_expires=None, invitation_expires=None)
+    presence = ("name", "status", "connected", "last_seen", "away_since", "enrolled_at", "paused")
+    introduction = ("version", "data", "device", "policy")
+    known = {name: getattr(row, name) for name in (*presence, *introduction)}
+    return ClientRow(**known, reason="", work=None, certificate_expires=None, invitation_expires=None)
 
 
 @answered

@@ -39,7 +39,9 @@ class ClientRow:
     """A client of the server, over all of its runs. Operator's as a whole where a run of it is under central DP.
 
     status: invited, active or revoked. paused: why, None: it is not. work: what it has in hand. away_since: when it
-    was connected last, as far as this process knows. devices, policy: None, the protocol has no field for them.
+    was connected last, as far as this process knows. version, data, device, policy: what it said when it connected, as
+    far as its owner lets it tell; shown, and never relied on. device: None: not told. policy: a line each; none: not
+    told.
     """
 
     name: str
@@ -67,4 +69,4 @@ class ClientRow:
     last_reasons: Sequence[Refusal] = ()
     privacy: Sequence[ClientPrivacy] = ()
     device: str | None = None
-    policy: str | None = None
+    policy: Sequence[str] = ()

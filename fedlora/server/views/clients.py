@@ -16,11 +16,13 @@ from fedlora.server.views.tallies import REASONS, Shares, Tallies
 
 @dataclass(frozen=True)
 class Told:
-    """What the link tells of a client: its version and its data sets' names."""
+    """What a client says of itself over the link: nobody has checked it."""
 
     version: str = ""
     data: Sequence[str] = ()
     work: str | None = None
+    device: str | None = None
+    policy: Sequence[str] = ()
 
 
 class Clients:
@@ -93,6 +95,8 @@ def _present(record: ClientRecord, whereabout: Whereabout, told: Told) -> Client
         data=tuple(told.data),
         paused=there.paused,
         work=told.work,
+        device=told.device,
+        policy=tuple(told.policy),
         certificate_expires=record.certificate_expires,
         invitation_expires=record.invitation_expires,
     )

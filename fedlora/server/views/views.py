@@ -181,7 +181,7 @@ class Views:
         runs = [run for run in self._store.list() if may_see_clients(role, facts(run).privacy)]
         records = self._registry.clients()
         told = {
-            name: Told(there.version, there.data, there.state.work or None)
+            name: Told(there.version, there.data, there.state.work or None, there.device or None, there.policy)
             for name, there in presences.items()
             if there.connection is not None
         }

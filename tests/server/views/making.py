@@ -93,6 +93,8 @@ class There:
     state: Talk = field(default_factory=Talk)
     version: str = "1.0"
     data: Sequence[str] = ()
+    device: str = ""
+    policy: Sequence[str] = ()
 
 
 def quiet_views(store: RunStore, clock: Clock | None = None, **others: Any) -> Views:

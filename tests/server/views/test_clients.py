@@ -1,5 +1,6 @@
 """The clients of a server over all runs."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -82,9 +83,17 @@ def test_presence(store: RunStore, registry: Registry) -> None:
     assert views.clients()[0].paused == "paused"
 
 
-def test_the_protocol_says_nothing_of_devices_and_policies(store: RunStore, registry: Registry) -> None:
-    (found, *_) = quiet_views(store, registry=registry).clients()
-    assert (found.device, found.policy) == (None, None)
+def test_what_a_client_tells_of_its_device_and_policy_while_it_is_there(store: RunStore, registry: Registry) -> None:
+    presences = {
+        "north": replace(there(), data=["notes"], device="2 CPU cores, 24 GiB, no GPU", policy=["tasks: any"]),
+        "south": there(),
+        "stranger": replace(there(connected=False), device="gone", policy=["gone"]),
+    }
+    views = quiet_views(store, registry=registry, link=Link(lambda: presences))
+    north, south, stranger = views.clients()
+    assert (north.data, north.device, north.policy) == (("notes",), "2 CPU cores, 24 GiB, no GPU", ("tasks: any",))
+    assert (south.data, south.device, south.policy) == ((), None, ())
+    assert (stranger.data, stranger.device, stranger.policy) == ((), None, ())
 
 
 def test_without_a_registry_there_are_none(store: RunStore) -> None:

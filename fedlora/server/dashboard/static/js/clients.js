@@ -70,7 +70,7 @@ function line(one) {
 function show() {
   const words = $("#filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const all = [...clients.values()];
-  const wanted = all.filter((one) => words.every((word) => [one.name, one.status, one.connected ? "connected" : "away", ...one.data].some((text) => text.toLowerCase().includes(word))));
+  const wanted = all.filter((one) => words.every((word) => [one.name, one.status, one.connected ? "connected" : "away", one.device ?? "", ...one.data].some((text) => text.toLowerCase().includes(word))));
   const focused = document.activeElement?.closest?.("tr")?.dataset.name;
   fill($("#clients tbody"), wanted.map(line));
   if (focused) $(`tr[data-name="${CSS.escape(focused)}"] button`)?.focus({ preventScroll: true });
@@ -80,6 +80,11 @@ function show() {
   const connected = all.filter((one) => one.connected).length;
   fill($("#summary"), `${connected} of ${format.plural(all.length, "client")} connected`);
   if (opened) details(opened, false);
+}
+
+/** Instead of what a client has not said; what its owner lets it say it says when it connects. */
+function untold(one) {
+  return one.connected ? "not told: its owner does not let it tell" : "told only while it is connected";
 }
 
 function details(name, move = true) {
@@ -96,11 +101,11 @@ function details(name, move = true) {
   const rows = [
     ["Enrolled", time(format.when(one.enrolled_at), "moment")], ["Certificate ends", time(format.when(one.certificate_expires), "ahead")],
     ["Last seen", time(format.when(one.last_seen))], ["Version", one.version || "–"],
-    ["Device", one.device ?? "not told by its protocol"], ["Site policy", one.policy ?? "its owner's own; only refusals show it"],
+    ["Device", one.device ?? untold(one)], ["Site policy", one.policy.length ? el("ul", { class: "reasons" }, one.policy.map((text) => el("li", { text }))) : untold(one)],
   ];
   fill(host, el("div", { class: "section-head" }, el("h2", { text: one.name }), el("button", { type: "button", class: "plain", text: "Close", click: () => details(name) })),
     el("div", { class: "columns" },
-      el("div", { class: "card pad stack" }, el("dl", { class: "key-list" }, rows.flatMap(([head, value]) => [el("dt", { class: "muted", text: head }), el("dd", {}, value)]))),
+      el("div", { class: "card pad stack" }, el("dl", { class: "key-list" }, rows.flatMap(([head, value]) => [el("dt", { class: "muted", text: head }), el("dd", {}, value)])), el("p", { class: "small muted", text: "Version, data, device and site policy are what the client said of itself when it connected, as far as its owner lets it. Nobody has checked them." })),
       el("div", { class: "card pad stack" }, el("h3", { text: "Its last refusals" }), one.last_reasons.length ? el("ul", { class: "reasons" }, one.last_reasons.map((refusal) => el("li", {}, outcome(refusal.outcome), " ", el("a", { href: runPage(refusal.run), text: refusal.run_name }), `, round ${refusal.round}: `, el("span", { class: "soft", text: refusal.reason })))) : el("p", { class: "muted", text: "None." })),
       el("div", { class: "card" }, el("div", { class: "pad" }, el("h3", { text: "Privacy that runs promised it" }), el("p", { class: "small muted", text: "As the server counts it by its rosters. What the site has really spent is in its owner's ledger, which never travels." })), privacy(one))));
   if (move && again) host.focus({ preventScroll: true });
@@ -155,7 +160,7 @@ new Stream("/stream", {
   clients: (changed) => {
     for (const one of changed) {
       const known = clients.get(one.name);
-      if (!known || (known.status !== "active" && one.connected)) return void soon(); // new here, or has just joined
+      if (!known || (one.connected && !(known.connected && known.status === "active"))) return void soon(); // new here, joined or come back: with what it says of itself
       if (known.connected && !one.connected) one.last_seen = new Date().toISOString();
       Object.assign(known, one);
     }
