@@ -24,6 +24,7 @@ from fedlora.client.policy import Policy
 from fedlora.client.policy_check import PENDING, Refusal, base_refusal, refusals
 from fedlora.client.resources import lacking
 from fedlora.client.sent import SentRecord
+from fedlora.errors import PolicyError
 from fedlora.flower_internals import identify, stamp
 from fedlora.link import content, limits
 from fedlora.link.assignment import Task
@@ -79,7 +80,12 @@ class SiteHandler:
     def decide(self, offer: Offer) -> str | None:
         """Why the site declines; None: it accepts. All that can be known before any tensor is there is checked."""
         work = facts(offer)
-        reasons = self._reasons(offer, work, self.site.policy)
+        try:
+            policy = self.site.policy
+        except PolicyError as error:  # what it says may be the owner's alone
+            log.error("run %s, round %d: declined, as the site policy cannot be read: %s", work.run, work.round, error)
+            return "The site's policy cannot be read at the moment."
+        reasons = self._reasons(offer, work, policy)
         if reasons:
             log.info("run %s, round %d: declined: %s", work.run, work.round, " ".join(reasons))
             return " ".join(reasons)

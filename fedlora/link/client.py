@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from fedlora.errors import IdentityError, LinkError
+from fedlora.errors import IdentityError, LinkError, PolicyError, StoreError
 from fedlora.link import limits
 from fedlora.link.answers import AnswerBox
 from fedlora.link.assignment import Handler
@@ -81,6 +81,9 @@ class LinkClient:
         except grpc.aio.AioRpcError as error:
             self.last_error = f"{error.code().name}: {limits.shown(str(error.details()))}"
             log.warning("the connection to the server ended: %s", self.last_error)
+        except (PolicyError, StoreError) as error:  # an owner at work on the policy: nothing is done until it is whole
+            self.last_error = str(error)
+            log.error("not connected while the site policy cannot be read: %s", error)
         except (LinkError, asyncio.InvalidStateError) as error:  # the latter: written to when it had just ended
             self.last_error = str(error)
             log.warning("the connection to the server ended: %s", error)

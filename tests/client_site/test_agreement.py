@@ -14,10 +14,15 @@ from safetensors.numpy import load_file, save_file
 
 from fedlora.adapters.manifest import Manifest, TensorSpec
 from fedlora.client.agreement import agreed_worker, find_mismatches, mismatches
+from fedlora.client.deployed import DeployedSite
+from fedlora.client.handler import SiteHandler
+from fedlora.client.home import SiteHome
 from fedlora.client.processor import processor_digest
 from fedlora.client.site_data import LocalData
 from fedlora.client.worker import Worker
 from fedlora.config.strategy import make_strategy
+from fedlora.link import content
+from fedlora.link.v1.link_pb2 import Offer
 from fedlora.privacy.declined import DeclinedError
 from fedlora.server.records import Outcome
 from fedlora.simulations.simulate import Watch, run
@@ -239,3 +244,14 @@ def test_labels_of_shared_data_are_compared_too(asked: TrainTask, tiny_bert: Pat
     worker = Worker(tiny_config(tiny_bert, tiny_text_csv))
     (first, *_) = mismatches(replace(asked, labels=("tool", "food", "animal")), worker)
     assert first == "The run's labels are tool, food, animal, this site's animal, food, tool."
+
+
+def test_an_offer_that_comes_while_the_policy_is_broken_is_declined_without_a_word_of_it(
+    asked: TrainTask, tmp_path: Path
+) -> None:
+    home = SiteHome.create(tmp_path / "home")
+    home.policy.write_text("secret-model: [")
+    facts = content.facts(write_task(asked, to_record({}), None))
+    offer = Offer(work="0" * 64, run=asked.run, round=asked.round, kind="train", facts=facts)
+    said = SiteHandler(DeployedSite(home, "localhost:1"), "one").decide(offer)
+    assert said == "The site's policy cannot be read at the moment."

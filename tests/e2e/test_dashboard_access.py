@@ -212,4 +212,4 @@ def test_axe_finds_what_is_wrong(axe: Path, browser: Browser, tmp_path: Path) ->
         assert not faults(page)
         page.evaluate("document.querySelector('label').replaceWith(document.querySelector('label input'))")
         page.evaluate("document.documentElement.lang = ''")
-        assert {fault.split()[2] for fault in faults(page)} == {"label", "html-has-lang"}
+        assert {fault.split()[2] for fault in faults(page)} == {"label:", "html-has-lang:"}

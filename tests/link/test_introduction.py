@@ -87,3 +87,20 @@ def test_who_is_away_has_nothing_shown(world: World) -> None:
         pass
     for row in seen(world, hub):
         assert (row["connected"], row["data"], row["device"], row["policy"]) == (False, [], None, [])
+
+
+def test_a_policy_that_is_broken_while_the_daemon_runs_keeps_it_away_and_does_not_end_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = SiteHome.create(world.folder / "site")
+    home.policy.write_text("models: [")
+    with world.server() as host:
+        handler = cast(Any, SiteHandler(DeployedSite(home, f"localhost:{world.port}"), "one"))
+        daemon = Daemon(world.dial("north"), handler, world.folder / "answers")
+        try:
+            eventually(lambda: "site policy cannot be read" in caplog.text)
+            assert "north" not in host.hub.connected()
+            home.policy.write_text(POLICY.format(tells="[]"))
+            eventually(lambda: "north" in host.hub.connected())
+        finally:
+            daemon.stop()
