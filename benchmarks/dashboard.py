@@ -1,7 +1,7 @@
 """What the dashboard costs: 20 open pages beside a live federation, over a run of 200 clients and 1,000 rounds.
 
     python -m benchmarks.dashboard
-    python -m benchmarks.dashboard --pairs 12 --seconds 20 --json
+    python -m benchmarks.dashboard --pairs 12 --seconds 20 --json    # figures come as they are there, JSON at the end
 
 A server and three clients are processes on loopback, over TLS; the model is tiny, and --steps is how long its rounds
 are. The store is filled with one run of --clients × --rounds before; that run's page is what is painted first. Then the
@@ -108,7 +108,7 @@ def watch_pages(stage: Stage, asked: argparse.Namespace) -> dict[str, Any]:
     with Pages(stage.access.url, stage.access.token, asked.pages) as pages:
         paints = pages.paints(f"/runs/{stage.huge}")
         alone, watched = Windows(), Windows()
-        for _ in range(asked.pairs):
+        for _ in range(asked.browser_pairs):
             pages.leave()
             stage.look(asked.seconds, alone, pages.wait)
             pages.open(f"/runs/{stage.run}")
@@ -194,25 +194,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000, help="of the recorded run")
     parser.add_argument("--steps", type=int, default=60, help="of each client in a live round: how long rounds are")
     parser.add_argument("--pairs", type=int, default=6, help="of windows")
+    parser.add_argument(
+        "--browser-pairs", type=int, default=3, help="of windows with the browser: opening pages is slow"
+    )
     parser.add_argument("--seconds", type=float, default=15.0, help="of a window")
     parser.add_argument("--skip-browser", action="store_true", help="readers alone")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     found: dict[str, Any] = {"cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="fedlora-dashboard-") as name, staged(asked, Path(name)) as stage:
-        print("the federation is up", file=sys.stderr, flush=True)
         found["readers"] = watch_readers(stage, asked, Path(name))
+        print(told(f"{asked.pages} readers", found["readers"]), file=sys.stderr, flush=True)
         if not asked.skip_browser:
-            print("readers are done; now pages", file=sys.stderr, flush=True)
             found["pages"] = watch_pages(stage, asked)
+            print(told(f"{asked.pages} pages", found["pages"]), file=sys.stderr, flush=True)
     found["load_after"] = os.getloadavg()[0]
     if asked.json:
         print(json.dumps(found, indent=2))
-        return
-    print(f"{found['cores']} cores, load {found['load_before']:.1f} before and {found['load_after']:.1f} after")
-    for kind in ("readers", "pages"):
-        if kind in found:
-            print(told(f"{asked.pages} {kind}", found[kind]))
+    else:
+        print(f"{found['cores']} cores, load {found['load_before']:.1f} before and {found['load_after']:.1f} after")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Pages:
             page.goto(self._base + path)
             until(page, lambda page=page: not page.locator(".skeleton:visible").count(), "numbers", 120)
             until(page, lambda page=page: page.evaluate(_PAINT) is not None, "a first paint", 120)
-            whole = page.evaluate("window.wholeAt ?? performance.now()")
+            whole = page.evaluate("performance.now()")
             found.append((page.evaluate(_PAINT) / 1000, whole / 1000))
         return found
 

@@ -173,7 +173,11 @@ export class Clients {
     if (!event.row) return;
     this.rosters.delete(event.round);
     const number = event.row.client;
-    const name = this.matrix?.clients[this.matrix.numbers.indexOf(number)] ?? String(number);
+    const name = this.matrix?.clients[this.matrix.numbers.indexOf(number)];
+    if (name === undefined) { // in its first round: the server knows what it is called
+      this.anew ??= setTimeout(() => { this.anew = null; this.load(); }, 200);
+      return;
+    }
     const chosen = $("#event-client").value;
     if (chosen && chosen !== name) return;
     const one = { time: event.time, round: event.round, client: name, number, event: event.event, outcome: event.row.outcome, reason: event.row.reason };
