@@ -41,7 +41,8 @@ function pick(row, box) {
 const query = () => [...chosen].map((id) => `run=${encodeURIComponent(id)}`).join("&");
 
 function show(there) {
-  for (const part of ["#overlay", "#groups", "#single", "#out"]) $(part).hidden = !there;
+  for (const part of ["#overlay", "#groups", "#single"]) $(part).hidden = !there;
+  $("#out").dataset.there = String(there); // it keeps its room: on a narrow page all else stands below it
 }
 
 async function compare() {
