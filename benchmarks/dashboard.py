@@ -7,9 +7,11 @@ A server and three clients are processes on loopback, over TLS; the model is tin
 are. The store is filled with one run of --clients × --rounds before; that run's page is what is painted first. Then the
 live run is watched by --pages pages, each in a browser context of its own that has logged in. Windows of --seconds with
 and without the pages follow each other; a pair of them gives one ratio of rounds per second, and printed is the median
-ratio with its 95 % interval (bootstrap over the pairs). The browser works on the same cores as the federation, which on
-two cores alone is most of what is seen; so the same is done with as many plain readers (`dashboard_readers`) in the
-pages' place, which ask the server for what pages ask. The server's CPU is the share of one core that its process took.
+ratio with its 95 % interval (bootstrap over the pairs). People look from machines of their own: here browser and
+readers have only the processor time that the federation leaves (SCHED_IDLE), or a browser that draws on the same cores
+would be all that is seen; --compete lets them have an equal share. The same is done with as many plain readers
+(`dashboard_readers`) in the pages' place, which ask the server for what pages ask. The server's CPU is the share of one
+core that its process took.
 
 Delays are from an event's time in the log to when a page shows it (pages), or has read it (readers).
 """
@@ -32,6 +34,7 @@ import numpy as np
 import psutil
 
 from benchmarks.dashboard_pages import Pages
+from benchmarks.dashboard_readers import step_aside
 from benchmarks.rounds_processes import Child, ended_at_last
 from fedlora.server.operator.access import Access, find_access
 from fedlora.server.operator.client import OperatorClient
@@ -105,6 +108,8 @@ def staged(asked: argparse.Namespace, folder: Path) -> Iterator[Stage]:
 
 def watch_pages(stage: Stage, asked: argparse.Namespace) -> dict[str, Any]:
     """First paints of the recorded run's page; then windows with the live run's pages open, and without."""
+    if not asked.compete:
+        step_aside()  # the browser, which is started now, too; server and clients were started before
     with Pages(stage.access.url, stage.access.token, asked.pages) as pages:
         paints = pages.paints(f"/runs/{stage.huge}")
         alone, watched = Windows(), Windows()
@@ -129,6 +134,7 @@ def watch_readers(stage: Stage, asked: argparse.Namespace, folder: Path) -> dict
         "authority": str(stage.access.authority),
         "run": stage.run,
         "readers": asked.pages,
+        "aside": not asked.compete,
     }
     alone, watched, delays = Windows(), Windows(), []
     for number in range(asked.pairs):
@@ -198,6 +204,7 @@ def main() -> None:
         "--browser-pairs", type=int, default=3, help="of windows with the browser: opening pages is slow"
     )
     parser.add_argument("--seconds", type=float, default=15.0, help="of a window")
+    parser.add_argument("--compete", action="store_true", help="who looks has an equal share of the processor")
     parser.add_argument("--skip-browser", action="store_true", help="readers alone")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
