@@ -7,11 +7,11 @@ A server and three clients are processes on loopback, over TLS; the model is tin
 are. The store is filled with one run of --clients × --rounds before; that run's page is what is painted first. Then the
 live run is watched by --pages pages, each in a browser context of its own that has logged in. Windows of --seconds with
 and without the pages follow each other; a pair of them gives one ratio of rounds per second, and printed is the median
-ratio with its 95 % interval (bootstrap over the pairs). People look from machines of their own: here browser and
-readers have only the processor time that the federation leaves (SCHED_IDLE), or a browser that draws on the same cores
-would be all that is seen; --compete lets them have an equal share. The same is done with as many plain readers
-(`dashboard_readers`) in the pages' place, which ask the server for what pages ask. The server's CPU is the share of one
-core that its process took.
+ratio with its 95 % interval (bootstrap over the pairs). The browser works on the same cores as the federation, which on
+two cores alone is most of what is seen. So the same is done with as many plain readers (`dashboard_readers`) in the
+pages' place, which ask the server for what pages ask; and as people look from machines of their own, readers have only
+the processor time that the federation leaves (SCHED_IDLE), but with --compete an equal share. The server's CPU is the
+share of one core that its process took.
 
 Delays are from an event's time in the log to when a page shows it (pages), or has read it (readers).
 """
@@ -34,7 +34,6 @@ import numpy as np
 import psutil
 
 from benchmarks.dashboard_pages import Pages
-from benchmarks.dashboard_readers import step_aside
 from benchmarks.rounds_processes import Child, ended_at_last
 from fedlora.server.operator.access import Access, find_access
 from fedlora.server.operator.client import OperatorClient
@@ -64,12 +63,13 @@ class Stage:
     run: str
     huge: str
 
-    def committed(self, since: float, until: float) -> int:
-        """Rounds of the live run that were committed in a time (seconds of the epoch)."""
+    def rate(self, since: float, until: float) -> float:
+        """Rounds of the live run per second, from the first to the last commit in a time (seconds of the epoch)."""
         log = self.federation.home / "runs" / self.run / "events.jsonl"
         lines = (json.loads(line) for line in log.read_text().splitlines() if '"round_committed"' in line[:30])
         times = (datetime.fromisoformat(line["time"]).timestamp() for line in lines)
-        return sum(since <= moment < until for moment in times)
+        within = [moment for moment in times if since <= moment < until]
+        return (len(within) - 1) / (within[-1] - within[0]) if len(within) > 1 else float("nan")
 
     def look(self, seconds: float, windows: Windows, go_on: Callable[[float], None]) -> None:
         """One window. go_on: lets so many seconds pass."""
@@ -78,7 +78,7 @@ class Stage:
         began, before = time.time(), sum(server.cpu_times()[:2])
         go_on(seconds)
         ended, after = time.time(), sum(server.cpu_times()[:2])
-        windows.rates.append(self.committed(began, ended) / (ended - began))
+        windows.rates.append(self.rate(began, ended))
         windows.shares.append((after - before) / (ended - began))
         windows.sizes.append(server.memory_info().rss / 1e6)
 
@@ -108,8 +108,6 @@ def staged(asked: argparse.Namespace, folder: Path) -> Iterator[Stage]:
 
 def watch_pages(stage: Stage, asked: argparse.Namespace) -> dict[str, Any]:
     """First paints of the recorded run's page; then windows with the live run's pages open, and without."""
-    if not asked.compete:
-        step_aside()  # the browser, which is started now, too; server and clients were started before
     with Pages(stage.access.url, stage.access.token, asked.pages) as pages:
         paints = pages.paints(f"/runs/{stage.huge}")
         alone, watched = Windows(), Windows()
@@ -204,7 +202,7 @@ def main() -> None:
         "--browser-pairs", type=int, default=3, help="of windows with the browser: opening pages is slow"
     )
     parser.add_argument("--seconds", type=float, default=15.0, help="of a window")
-    parser.add_argument("--compete", action="store_true", help="who looks has an equal share of the processor")
+    parser.add_argument("--compete", action="store_true", help="readers have an equal share of the processor")
     parser.add_argument("--skip-browser", action="store_true", help="readers alone")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
