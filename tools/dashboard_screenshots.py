@@ -203,6 +203,8 @@ def act_on(page: Any, name: str) -> None:
     """What makes a page show more of itself."""
     if name.startswith("dashboard-clients"):
         page.click("#clients tbody tr:last-child .link-button")
+        time.sleep(0.5)
+        page.evaluate("scrollTo(0, 0)")
     if name.startswith("dashboard-run-"):
         page.focus(".matrix")
         for key in ["ArrowDown"] * 2 + ["ArrowLeft"] * 6:
