@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedlora.cli.health import alarm, plain
 from fedlora.cli.stores import open_store
+from fedlora.config.flat import flat
 from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo
 from fedlora.words import bytes_text
 
@@ -177,7 +178,7 @@ def _parts(history: RunHistory, row: "RunRow") -> Iterator[Text | Table]:
     yield _title("Paths")
     yield from (Text(f"  {name:<11} {path}") for name, path in _paths(history))
     yield _title("Configuration")
-    yield from (plain(f"  {line}") for line in flat(json.loads(history.run.config)))
+    yield from (plain(f"  {line}") for line in override_lines(json.loads(history.run.config)))
 
 
 def _facts(history: RunHistory, row: "RunRow") -> Iterator[Text]:
@@ -244,13 +245,10 @@ def _title(text: str, count: int = 0) -> Text:
     return Text(text + (f" ({_MOST} of {count}; --json has all)" if count > _MOST else ""), style="bold")
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def override_lines(config: Mapping[str, Any]) -> Iterator[str]:
     """A configuration as sorted `key=value` lines, as overrides are written; made for `diff`."""
-    for key, value in sorted(config.items()):
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+    for key, value in sorted(flat(config).items()):
+        yield f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 def _paths(history: RunHistory) -> Iterable[tuple[str, Path]]:

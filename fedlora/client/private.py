@@ -162,6 +162,11 @@ def made_ready(task: TrainTask, site: Site, worker: Worker, adapted: AdaptedMode
     return Ready(units.train, _noised_metrics(task.config, scores, source))
 
 
+def learner_of(worker: Worker, adapted: AdaptedModel) -> Learner:
+    """What private steps are taken with: the worker's rows, through `adapted`."""
+    return Learner(adapted, worker.task, worker.encoded("train"), worker.config.privacy.micro_batch)
+
+
 def train_privately(
     worker: Worker, adapted: AdaptedModel, units: Units, round_number: int, source: RandomSource
 ) -> None:
@@ -171,7 +176,7 @@ def train_privately(
     adapted.set_trained(names)
     lr = learning_rate(config.train, round_number, config.federation.rounds)
     optimizer = make_optimizer(config.train, adapted.parameters(names), lr)
-    learner = Learner(adapted, worker.task, worker.encoded("train"), config.privacy.micro_batch)
+    learner = learner_of(worker, adapted)
     # Which dropout mask a record gets depends on its place in the batch, and so on who else is in it: that stays
     # within the guarantee only if nobody can know the masks.
     masks = torch_seed(int(source.words(1)[0]), "dropout")
@@ -225,6 +230,6 @@ def _sketched(task: SketchTask, worker: Worker) -> Tensors:
     config, source = task.config, noise_source(task.config, task.client, START)
     adapted = worker.untouched(task.manifest)
     units = client_units(worker, task.client, source).train
-    learner = Learner(adapted, worker.task, worker.encoded("train"), config.privacy.micro_batch)
+    learner = learner_of(worker, adapted)
     with torch_settings(config.train):
         return noised_sketch(learner, units, sketch_mechanism(config), task.width, config.seed, source)

@@ -16,6 +16,7 @@ from fedlora.client.private import (
     PrivateFailureError,
     Ready,
     answer_of,
+    learner_of,
     made_ready,
     noise_source,
     released_names,
@@ -24,7 +25,6 @@ from fedlora.client.private import (
 )
 from fedlora.client.site import Site
 from fedlora.client.worker import Worker
-from fedlora.privacy.dp_sgd import Learner
 from fedlora.privacy.group import private_group_steps
 from fedlora.privacy.randomness import RandomSource
 from fedlora.privacy.rows import GradientRows
@@ -123,7 +123,7 @@ class PrivateGroup:
         stack = Stack(adapted, [self._received[place] for place in members], names, rows)
         lr = learning_rate(config.train, self._tasks[0].round, config.federation.rounds)
         optimizer = make_optimizer(config.train, stack.trained, lr)
-        learner = Learner(adapted, self._worker.task, self._worker.encoded("train"), config.privacy.micro_batch)
+        learner = learner_of(self._worker, adapted)
         units = [one.units for one in members.values()]
         with torch_settings(config.train), stack.in_place():
             private_group_steps(learner, stack, rows, units, training_mechanism(config), optimizer, sources)

@@ -96,8 +96,7 @@ class Affine(torch.autograd.Function):
         g = grads[0].to(w.dtype)
         weight, bias = ctx.parameters
         keep_gradient(ctx.rows, weight, g, x)
-        if bias is not None and ctx.rows.holds(bias):
-            torch.sum(_tokens(g).to(bias.dtype), dim=1, out=ctx.rows.slot(bias))
+        keep_bias_gradient(ctx.rows, bias, g)
         return (g @ w if ctx.needs_input_grad[0] else None), None, None, None
 
 
@@ -129,6 +128,12 @@ def keep_gradient(rows: GradientRows, parameter: Tensor, g: Tensor, x: Tensor) -
         torch.bmm(left, right, out=slot)
     else:
         slot.copy_(torch.bmm(left, right))
+
+
+def keep_bias_gradient(rows: GradientRows, bias: Tensor | None, g: Tensor) -> None:
+    """Leaves g_i, summed over the tokens of record i, in the columns of `bias`, if there is one and it is trained."""
+    if bias is not None and rows.holds(bias):
+        torch.sum(_tokens(g).to(bias.dtype), dim=1, out=rows.slot(bias))
 
 
 def _tokens(x: Tensor) -> Tensor:

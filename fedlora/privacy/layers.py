@@ -26,8 +26,18 @@ def recorded(adapted: AdaptedModel, names: Sequence[str]) -> Iterator[GradientRo
     """
     parameters = adapted.parameters(names)
     rows = GradientRows(parameters)
-    forwards = _replacements(adapted, rows)
-    _require_all(adapted, names, forwards)
+    forwards = replacements(
+        adapted,
+        rows.holds,
+        lambda path, layer: _lora_forward(path, layer, rows),
+        lambda path, module: _head_forward(path, module, rows),
+    )
+    odd = left_out(adapted, names, forwards)
+    if odd:
+        raise PrivacyError(
+            f"these trained tensors belong to layers whose per-record gradient is not known: {odd}. Freeze them (for a"
+            " head: model.train_head=false), or use a head that is one linear layer (model.head=mean)"
+        )
     with replaced(forwards):
         yield rows
 
@@ -44,33 +54,32 @@ def replaced(forwards: Mapping[Any, Forward]) -> Iterator[None]:
             del module.forward  # the class's own is back
 
 
-def _replacements(adapted: AdaptedModel, rows: GradientRows) -> dict[nn.Module, Forward]:
-    """The modules that hold trained parameters, with the forward pass that records them."""
+def replacements(
+    adapted: AdaptedModel,
+    holds: Callable[[Tensor], bool],
+    of_adapted: Callable[[str, LoraLayer], Forward],
+    of_head: Callable[[str, nn.Linear], Forward],
+) -> dict[nn.Module, Forward]:
+    """The adapted layers and the linear ones outside them that own a tensor which `holds`, with a forward pass each.
+
+    of_adapted, of_head: make it, of the module's path and the module.
+    """
     found: dict[nn.Module, Forward] = {
-        layer: _lora_forward(path, layer, rows)
+        layer: of_adapted(path, layer)
         for path, layer in adapted.layers.items()
-        if any(rows.holds(parameter) for parameter in _factors(layer))
+        if any(holds(parameter) for parameter in _own(layer))
     }
     inside = {module for layer in adapted.layers.values() for module in layer.modules()}
     for path, module in adapted.model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if module not in inside and type(module) is nn.Linear and any(rows.holds(parameter) for parameter in own):
-            found[module] = _head_forward(path, module, rows)
+        if module not in inside and type(module) is nn.Linear and any(holds(parameter) for parameter in _own(module)):
+            found[module] = of_head(path, module)
     return found
 
 
-def _factors(layer: LoraLayer) -> list[nn.Parameter]:
-    return [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
-
-
-def _require_all(adapted: AdaptedModel, names: Sequence[str], replaced: Mapping[nn.Module, Forward]) -> None:
-    known = {id(parameter) for module in replaced for parameter in _own(module)}
-    odd = [name for name, parameter in zip(names, adapted.parameters(names), strict=True) if id(parameter) not in known]
-    if odd:
-        raise PrivacyError(
-            f"these trained tensors belong to layers whose per-record gradient is not known: {odd}. Freeze them (for a"
-            " head: model.train_head=false), or use a head that is one linear layer (model.head=mean)"
-        )
+def left_out(adapted: AdaptedModel, names: Sequence[str], forwards: Mapping[nn.Module, Forward]) -> list[str]:
+    """Those of the tensors `names`, by manifest, that belong to none of the modules with a forward pass."""
+    known = {id(parameter) for module in forwards for parameter in _own(module)}
+    return [name for name, owned in zip(names, adapted.parameters(names), strict=True) if id(owned) not in known]
 
 
 def _lora_forward(path: str, layer: LoraLayer, rows: GradientRows) -> Forward:
@@ -99,4 +108,7 @@ def _head_forward(path: str, module: nn.Linear, rows: GradientRows) -> Forward:
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:
-    return _factors(module) if isinstance(module, LoraLayer) else list(module.parameters(recurse=False))
+    """A module's parameters: an adapted layer's are its factors."""
+    if isinstance(module, LoraLayer):
+        return [*module.lora_A.parameters(), *module.lora_B.parameters()]
+    return list(module.parameters(recurse=False))

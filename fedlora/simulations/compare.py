@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedlora.config.flat import flat
 from fedlora.errors import StoreError
 from fedlora.server.records import RunHistory, RunInfo
 
@@ -75,7 +76,7 @@ def group_runs(histories: Sequence[RunHistory]) -> list[Group]:
     """
     grouped: dict[str, list[RunHistory]] = {}
     for history in histories:
-        key = json.dumps(_flat(_essential(history.run)), sort_keys=True)
+        key = json.dumps(flat(_essential(history.run)), sort_keys=True)
         grouped.setdefault(key, []).append(history)
     labels = _labels([json.loads(key) for key in grouped])
     return [
@@ -114,16 +115,6 @@ def _essential(run: RunInfo) -> dict[str, Any]:
     except ValueError as error:
         raise StoreError(f"the configuration of run {run.id} in the store is no JSON: {error}") from error
     return {key: value for key, value in config.items() if key not in REPETITION_KEYS}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:

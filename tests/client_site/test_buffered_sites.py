@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fedlora.client.app import make_app
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError
-from fedlora.flower_internals import Run, empty_run, identify, stamp
+from fedlora.flower_internals import stamp
 from fedlora.privacy.account import ROSTER, read_account
 from fedlora.privacy.ledger import open_ledger
 from fedlora.privacy.schedule import run_epsilon
@@ -23,6 +22,7 @@ from fedlora.server.records import Outcome, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations.simulate import Watch, resume, run
 from tests.client_site.places import FileSite, dealt_sites, of_sites
+from tests.server.scripted import BareGrid
 from tests.simulations.test_simulate import stopping_after
 from tests.tiny import tiny_config
 
@@ -32,31 +32,17 @@ SLOW = 2
 Make = Callable[..., RunConfig]
 
 
-class Unhurried(Grid):
+class Unhurried(BareGrid):
     """Sites in this process. Client 0's answers are there only after so many answers of others."""
 
     keeps_ledgers = True
 
     def __init__(self, sites: list[FileSite], others: int) -> None:
-        identify(1)
+        super().__init__(len(sites))
         self.apps = [make_app(site) for site in sites]
         self.states = [RecordDict() for _ in sites]
         self.others, self.seen = others, 0
         self._replies: dict[str, tuple[Message, int]] = {}
-        self._run = empty_run(1)
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(self, *arguments: Any, **more: Any) -> Message:
-        raise NotImplementedError
-
-    def get_node_ids(self) -> Iterable[int]:
-        return range(2, 2 + len(self.apps))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return [self._push(message) for message in messages]

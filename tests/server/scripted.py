@@ -52,16 +52,12 @@ def change(task: TrainTask) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(task.tensors[name].shape) for name in task.manifest.uploaded()}
 
 
-class ScriptedGrid(Grid):
-    """Clients that follow a script. `ticks` is the time."""
+class BareGrid(Grid):
+    """What every Grid of so many clients has: its run and its nodes."""
 
-    def __init__(self, clients: int, script: Script) -> None:
+    def __init__(self, clients: int) -> None:
         identify(1)
-        self.clients, self.script, self.ticks = clients, script, 0
-        self.asked: list[tuple[int, int]] = []
-        self.withdrawn: dict[str, str] = {}
-        self.most = 0
-        self._works: dict[str, tuple[Message, TrainTask, int]] = {}
+        self.clients = clients
         self._run = empty_run(1)
 
     def set_run(self, run: Run) -> None:
@@ -76,6 +72,18 @@ class ScriptedGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         return range(2, 2 + self.clients)
+
+
+class ScriptedGrid(BareGrid):
+    """Clients that follow a script. `ticks` is the time."""
+
+    def __init__(self, clients: int, script: Script) -> None:
+        super().__init__(clients)
+        self.script, self.ticks = script, 0
+        self.asked: list[tuple[int, int]] = []
+        self.withdrawn: dict[str, str] = {}
+        self.most = 0
+        self._works: dict[str, tuple[Message, TrainTask, int]] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []

@@ -63,17 +63,6 @@ def config_of(text: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys → values, sorted."""
-    found: dict[str, Any] = {}
-    for key, value in sorted(config.items()):
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def _part(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = raw.get(name)
     return found if isinstance(found, dict) else {}

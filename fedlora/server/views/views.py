@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from fedlora.config.flat import flat
 from fedlora.errors import UnknownRunError
 from fedlora.server.dashboard.people import Role
 from fedlora.server.records import RunStatus
@@ -13,7 +14,7 @@ from fedlora.server.views import checkpoints as disk
 from fedlora.server.views.accountant import in_a_process
 from fedlora.server.views.clients import Clients, Told
 from fedlora.server.views.epsilon import Epsilons, Work, promise
-from fedlora.server.views.facts import config_of, facts, flat
+from fedlora.server.views.facts import config_of, facts
 from fedlora.server.views.log import client_events
 from fedlora.server.views.metrics import finite_all
 from fedlora.server.views.mine import mine, own_number
@@ -159,7 +160,7 @@ class Views:
 
     def config(self, run_id: str) -> Mapping[str, Any]:
         """Dotted keys → values."""
-        return flat(config_of(self._store.get(run_id).config))
+        return dict(sorted(flat(config_of(self._store.get(run_id).config)).items()))
 
     def config_difference(self, run_id: str, other: str) -> Sequence[Difference]:
         """The keys in which two runs differ."""

@@ -1,6 +1,6 @@
 """A model in which several clients' adapters are in place at once, stacked; the base is there once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,12 +14,10 @@ from fedlora.adapters.adapted import ADAPTER, AdaptedModel
 from fedlora.adapters.attach import FactorProduct
 from fedlora.adapters.manifest import Tensors
 from fedlora.errors import RunError
-from fedlora.privacy.functions import compute_dtype, keep_gradient
-from fedlora.privacy.layers import replaced
+from fedlora.privacy.functions import compute_dtype, keep_bias_gradient, keep_gradient
+from fedlora.privacy.layers import Forward, left_out, replaced, replacements
 from fedlora.privacy.rows import GradientRows
 from fedlora.training.cohort.grouped import Deal, Keep, grouped
-
-Forward = Callable[..., Tensor]
 
 
 class Stack:
@@ -55,13 +53,8 @@ class Stack:
 
         Raises RunError if a stacked tensor belongs to a layer for which that is not known.
         """
-        forwards = self._forwards()
-        known = {id(parameter) for module in forwards for parameter in module.parameters()}
-        odd = [
-            name
-            for name, own in zip(self.names, self.adapted.parameters(self.names), strict=True)
-            if id(own) not in known
-        ]
+        forwards = replacements(self.adapted, self._holds, self._adapted_forward, self._head_forward)
+        odd = left_out(self.adapted, self.names, forwards)
         if odd:
             raise RunError(
                 f"these tensors belong to layers of which several clients' versions cannot be computed at once: {odd};"
@@ -88,24 +81,12 @@ class Stack:
 
         def keep(g: Tensor, x: Tensor) -> None:
             keep_gradient(rows, weight, g, x)
-            if bias is not None and rows.holds(bias):
-                torch.sum(g.reshape(g.shape[0], -1, g.shape[-1]).to(bias.dtype), dim=1, out=rows.slot(bias))
+            keep_bias_gradient(rows, bias, g)
 
         return keep
 
-    def _forwards(self) -> dict[Any, Forward]:
-        layers = self.adapted.layers
-        found: dict[Any, Forward] = {
-            layer: self._adapted_forward(path, layer) for path, layer in layers.items() if self._holds(layer)
-        }
-        inside = {module for layer in layers.values() for module in layer.modules()}
-        for path, module in self.adapted.model.named_modules():
-            if module not in inside and type(module) is nn.Linear and self._holds(module):
-                found[module] = self._head_forward(path, module)
-        return found
-
-    def _holds(self, module: nn.Module) -> bool:
-        return any(id(parameter) in self._of for parameter in module.parameters())
+    def _holds(self, parameter: Tensor) -> bool:
+        return id(parameter) in self._of
 
     def _adapted_forward(self, path: str, layer: LoraLayer) -> Forward:
         factors = [layer.lora_A[ADAPTER].weight, *_outputs(layer.lora_B[ADAPTER])]
