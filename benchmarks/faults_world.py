@@ -121,9 +121,12 @@ class World(Federation):
     # Processes.
 
     def start_server(self, **environment: str) -> None:
-        """Returns when the operator's API answers."""
+        """Returns when the operator's API answers, or the server has died because it was to do so."""
+        doomed = self.harms.get("server", Harm()).kill_at_step is not None
         self.spawn("server", "server", "run", "--home", str(self.home), **environment)
-        self.until(lambda: self.asked(lambda api: api.runs()) is not None)
+        self.until(lambda: self.pid("server") is None or self.asked(lambda api: api.runs()) is not None)
+        if self.pid("server") is None and not doomed:
+            raise AssertionError(f"the server ended with {self.processes['server'].poll()}{self.logs()}")
 
     def spawn(self, name: str, *arguments: str, **environment: str) -> None:
         """A process whose output goes to a file."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -43,6 +44,7 @@ class LinkClient:
         self._bench = Workbench(handler, answers)
         self._stopping = asyncio.Event()
         self._last = 0.0
+        self._welcomed_at = math.inf
         self.connected_since: float | None = None
         self.server_version = ""
         self.last_error = ""
@@ -57,9 +59,8 @@ class LinkClient:
         wait = limits.BACKOFF[0]
         try:
             while not self._stopping.is_set():
-                began = time.monotonic()
-                await self._connection()
-                wait = limits.BACKOFF[0] if time.monotonic() - began > limits.BACKOFF[1] else wait
+                if await self._connection() > limits.SETTLED:
+                    wait = limits.BACKOFF[0]
                 await self._pause(random.uniform(wait / 2, wait))  # noqa: S311 - so that not all come back at once
                 wait = min(2 * wait, limits.BACKOFF[1])
         finally:
@@ -72,9 +73,10 @@ class LinkClient:
         except TimeoutError:
             return
 
-    async def _connection(self) -> None:
-        """One connection, from dialling to its end, whatever ends it."""
+    async def _connection(self) -> float:
+        """One connection, from dialling to its end, whatever ends it; returns the seconds from its welcome on."""
         channel = self._dial()
+        self._welcomed_at = math.inf
         try:
             stub = link_pb2_grpc.LinkStub(channel)  # type: ignore[no-untyped-call]
             await self._talk(stub.Connect(wait_for_ready=False))
@@ -91,6 +93,7 @@ class LinkClient:
             self.connected_since = None
             self._bench.disconnected()
             await channel.close()
+        return time.monotonic() - self._welcomed_at
 
     async def _talk(self, stream: Any) -> None:
         await stream.write(FromClient(hello=self._handler.hello()))
@@ -99,7 +102,7 @@ class LinkClient:
         self.last_error = ""
         log.info("connected as %s to a server of version %s", limits.shown(welcome.name), self.server_version)
         outgoing = self._bench.connected()
-        self._last = time.monotonic()
+        self._last = self._welcomed_at = time.monotonic()
         tasks = {
             asyncio.create_task(_write(stream, outgoing)),
             asyncio.create_task(self._read(_frames(stream))),

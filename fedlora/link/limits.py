@@ -84,6 +84,9 @@ REFUSAL_WINDOW = 300.0
 BACKOFF = (0.2, 20.0)
 """A client's first wait before it dials again, and its longest; each is drawn between half and all of it."""
 
+SETTLED = 1.0
+"""A connection that was there for longer was a good one: when it breaks, the first wait comes again."""
+
 
 def shown(text: str, most: int = TEXT) -> str:
     """A stranger's text as it may be stored and shown: cut, and with nothing in it that steers a terminal or a log."""

@@ -12,6 +12,9 @@ log = logging.getLogger(__name__)
 REQUEST_SECONDS = 10.0
 """Seconds within which the headers of a request must be there; also for what is sent after an answer has ended."""
 
+GOODBYE_SECONDS = 0.5
+"""Seconds that the other side of a connection that is owed no answer has to say goodbye when the server ends."""
+
 PER_ADDRESS = 128
 """Connections that one address may have at a time; a browser has six."""
 
@@ -40,6 +43,12 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server ends. TLS waits for a goodbye, which somebody who keeps a connection for later does not say."""
+        super().shutdown()
+        if not self._is_answering():
+            self.loop.call_later(GOODBYE_SECONDS, self.transport.abort)
 
     def _watch(self) -> None:
         """The time begins with the first look at a connection that is owed no answer, and not anew with each byte."""
