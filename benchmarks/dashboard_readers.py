@@ -18,7 +18,7 @@ import httpx
 
 from benchmarks.rounds_processes import hear, say
 
-REST = 1.0
+REST = 2.0
 """Seconds that a page rests between two looks at its run."""
 
 
@@ -60,8 +60,7 @@ class Reader:
         while True:
             await self._committed.wait()
             self._committed.clear()
-            for what in ("", "/matrix", "/spread?metric=loss"):
-                await self._http.get(f"/data/runs/{self._run}{what}")
+            (await self._http.get(f"/data/runs/{self._run}?matrix=1&spread=loss")).raise_for_status()
             await asyncio.sleep(REST)
 
 

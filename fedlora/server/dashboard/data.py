@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -17,7 +18,6 @@ from fedlora.server.queue import STOP
 from fedlora.server.records import RunInfo
 from fedlora.server.views import Views, visibility
 from fedlora.server.views.facts import facts
-from fedlora.server.views.model import ClientRow
 
 WHY = (
     "This run is under central differential privacy: who took part in which round stays secret, or the guarantee would"
@@ -130,23 +130,35 @@ def runs(request: Request) -> Response:
     return plain(request, {"runs": [visibility.shown_row(role, row) for row in views_of(request).runs()]})
 
 
+@dataclass(frozen=True)
+class _More:
+    """What one answer has beside the run itself, so that a page asks once after a commit. spread: of that metric."""
+
+    matrix: bool
+    spread: str | None
+
+
 @answered
 def run(request: Request) -> Response:
-    """GET /data/runs/{id}: everything that the page of a run shows at first."""
+    """GET /data/runs/{id}?matrix=1&spread=: everything that the page of a run shows."""
     run_id, role, views = _run(request), role_of(request), views_of(request)
-    return _once(request, _stored(request, run_id), "run", lambda: _whole(views, run_id, role))
+    more = _More("matrix" in request.query_params, request.query_params.get("spread"))
+    return _once(request, _stored(request, run_id), more, lambda: _whole(views, run_id, role, more))
 
 
-def _whole(views: Views, run_id: str, role: Role) -> dict[str, Any]:
+def _whole(views: Views, run_id: str, role: Role, more: _More) -> dict[str, Any]:
     row = views.run_row(run_id)
     sees = visibility.may_see_clients(role, row.privacy)
+    metrics = list(views.roster_metrics(run_id)) if sees else []
     return {
         "row": visibility.shown_row(role, row),
         "series": visibility.shown_series(role, row.privacy, views.series(run_id)),
         "checkpoints": list(visibility.shown_checkpoints(role, row.privacy, views.checkpoints(run_id))),
-        "roster_metrics": list(views.roster_metrics(run_id)) if sees else [],
+        "roster_metrics": metrics,
         "rosters": sees,
         "why": "" if sees else WHY,
+        "matrix": views.matrix(run_id) if sees and more.matrix else None,
+        "spread": views.spread(run_id, more.spread) if more.spread in metrics else None,
     }
 
 
@@ -200,22 +212,10 @@ def config(request: Request) -> Response:
     return plain(request, {"config": found, "difference": different})
 
 
-def _shown_client(role: Role, row: ClientRow) -> ClientRow:
-    """Under central DP what a client did is the operator's; that it is a client, and connected, is not."""
-    if role >= Role.OPERATOR or not any(promise.central for promise in row.privacy):
-        return row
-    presence = ("name", "status", "connected", "last_seen", "away_since", "enrolled_at", "paused")
-    introduction = ("version", "data", "device", "policy")
-    known = {name: getattr(row, name) for name in (*presence, *introduction)}
-    return ClientRow(**known, reason="", work=None, certificate_expires=None, invitation_expires=None)
-
-
 @answered
 def clients(request: Request) -> Response:
     """GET /data/clients."""
-    role = role_of(request)
-    rows = [_shown_client(role, row) for row in views_of(request).clients()]
-    return plain(request, {"clients": rows})
+    return plain(request, {"clients": views_of(request).clients(role_of(request))})
 
 
 def _compared(request: Request) -> Sequence[str]:

@@ -23,7 +23,7 @@ from fedlora.server.dashboard.data import sight
 from fedlora.server.dashboard.people import Person, Role
 from fedlora.server.dashboard.refusals import told
 from fedlora.server.dashboard.routes import Route
-from fedlora.server.dashboard.watcher import Watcher
+from fedlora.server.dashboard.watcher import Feed, Watcher
 from fedlora.server.operator.stream import Line
 from fedlora.server.records import RunInfo
 from fedlora.server.views import visibility
@@ -106,7 +106,7 @@ async def tell(watcher: Watcher, context: Context, wish: Wish, heartbeat: float 
                 signal = watcher.signal()
                 told = _rows(watcher, wish, runs) + _presences(watcher, wish, clients)
                 runs, clients = watcher.runs.version, watcher.clients.version
-                found = () if feed is None else await to_thread.run_sync(feed.after, at)
+                found = () if feed is None else await _after_line(feed, at)
                 told += _lines(wish, found)
                 if told:
                     yield told
@@ -117,6 +117,12 @@ async def tell(watcher: Watcher, context: Context, wish: Wish, heartbeat: float 
                     if not signal.is_set():
                         yield message("alive", {})
             yield message("closing", {})
+
+
+async def _after_line(feed: Feed, number: int) -> Sequence[Line]:
+    """Most often they are there already, and no thread is needed."""
+    known = feed.known(number)
+    return await to_thread.run_sync(feed.read, number) if known is None else known
 
 
 def _lines(wish: Wish, found: Sequence[Line]) -> bytes:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.2
+LOOK = 0.4
 """Seconds between two looks."""
+_REST = 1.0  # seconds between two makings of rows, however fast rounds are
 _ANYWAY = 2.0  # seconds after which rows are made again although no round was committed: health depends on the time
 _KEPT = 4000  # lines of a log that are kept for streams that are behind
 
@@ -49,12 +50,15 @@ class Feed:
             self.last = lines[-1][0]
         return self.last > before
 
-    def after(self, number: int) -> Sequence[Line]:
-        """Lines after line `number`, oldest first; a part of them where they are many. It may read the file."""
+    def known(self, number: int) -> Sequence[Line] | None:
+        """Lines after line `number`, oldest first, as far as they were read; None: the oldest of them are not kept."""
         if number >= self.last:
             return ()
-        if self._lines and self._lines[0][0] <= number + 1:
-            return [line for line in self._lines if line[0] > number]
+        kept = list(self._lines)
+        return [line for line in kept if line[0] > number] if kept and kept[0][0] <= number + 1 else None
+
+    def read(self, number: int) -> Sequence[Line]:
+        """Lines after line `number` from the file, oldest first; a part of them where they are many."""
         return Tail(self._path, number).read()
 
 
@@ -166,7 +170,7 @@ class Watcher:
 
     def _look_at_rows(self) -> bool:
         known, moment = self._signature(), time.monotonic()
-        if known == self._known and moment - self._made < _ANYWAY:
+        if moment - self._made < (_ANYWAY if known == self._known else _REST):
             return False
         first = self._made == float("-inf")
         runs = {row.id: _steady(row) for row in self._context.views.runs()}

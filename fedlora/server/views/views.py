@@ -175,14 +175,23 @@ class Views:
         return disk.checkpoints(self._rounds.records(run), self._sizes.of(run), metric)
 
     def clients(self, role: Role = Role.OPERATOR) -> Sequence[ClientRow]:
-        """All clients, by name; of runs only those whose rosters `role` may see count."""
+        """All clients, by name; of runs only those whose rosters `role` may see count.
+
+        Where there are others, what clients are at work on is not told either: it says who takes part in them.
+        """
         if self._registry is None:
             return ()
-        presences = self._link.presences()
-        runs = [run for run in self._store.list() if may_see_clients(role, facts(run).privacy)]
+        presences, stored = self._link.presences(), self._store.list()
+        runs = [run for run in stored if may_see_clients(role, facts(run).privacy)]
         records = self._registry.clients()
         told = {
-            name: Told(there.version, there.data, there.state.work or None, there.device or None, there.policy)
+            name: Told(
+                version=there.version,
+                data=there.data,
+                work=(there.state.work or None) if len(runs) == len(stored) else None,
+                device=there.device or None,
+                policy=there.policy,
+            )
             for name, there in presences.items()
             if there.connection is not None
         }

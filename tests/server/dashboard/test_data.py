@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedlora.server.dashboard.data import _shown_client
 from fedlora.server.dashboard.download import REPORT_POLICY, exported
-from fedlora.server.dashboard.people import Role
 from fedlora.server.store import RunStore
-from fedlora.server.views.model import ClientPrivacy, ClientRow
 from tests.server.dashboard.asking import OPERATOR, VIEWER, Dashboard, dashboard, site_of
 from tests.server.dashboard.stores import HOSTILE_KEY, make_run
 from tests.server.dashboard.test_pages import CENTRAL
@@ -64,6 +61,16 @@ def test_matrix_rosters_and_spread_agree(shown: Dashboard, store: RunStore) -> N
     assert spread["n"][spread["round"].index(3)] == sum(line["outcome"] == "reported" for line in roster)
 
 
+def test_one_answer_has_what_a_page_shows_after_a_commit(shown: Dashboard, store: RunStore) -> None:
+    run = make_run(store, clients=4, rounds=6)
+    path = f"/data/runs/{run.id}"
+    found = strict(shown.get(f"{path}?matrix=1&spread=loss").text)
+    assert found["matrix"] == strict(shown.get(f"{path}/matrix").text)
+    assert found["spread"] == strict(shown.get(f"{path}/spread?metric=loss").text)
+    assert strict(shown.get(path).text) == {**found, "matrix": None, "spread": None}
+    assert strict(shown.get(f"{path}?spread=other").text)["spread"] is None
+
+
 def test_virtual_clients_have_numbers(shown: Dashboard, store: RunStore) -> None:
     run = make_run(store, sites=False)
     assert strict(shown.get(f"/data/runs/{run.id}/matrix").text)["clients"] == ["0", "1", "2"]
@@ -92,6 +99,8 @@ def test_under_central_privacy_no_number_tells_who_took_part(shown: Dashboard, s
     assert not {"bytes_up", "reported", "seconds"} & set(found["series"]["columns"])
     assert found["row"]["bytes_up"] is None
     assert found["roster_metrics"] == []
+    more = strict(shown.get(f"/data/runs/{run.id}?matrix=1&spread=loss", VIEWER).text)
+    assert (more["matrix"], more["spread"]) == (None, None)
     assert shown.get(f"/runs/{run.id}/report", VIEWER).status_code == 403
 
 
@@ -191,27 +200,3 @@ def test_a_downloaded_adapter_is_a_zip_of_its_folder(shown: Dashboard, store: Ru
 def test_rounds_that_are_not_committed_have_no_adapter(shown: Dashboard, store: RunStore, wanted: str) -> None:
     run = make_run(store)
     assert shown.get(f"/runs/{run.id}/adapter/{wanted}.zip").status_code == 404
-
-
-def test_under_central_privacy_what_a_client_says_of_itself_is_a_viewers_and_what_it_does_is_not() -> None:
-    promise = ClientPrivacy("run", "run", 1, None, 3.0, 1e-5, central=True)
-    facts = dict.fromkeys(("last_seen", "away_since", "enrolled_at", "paused"))
-    ends = dict.fromkeys(("certificate_expires", "invitation_expires"))
-    row = ClientRow(
-        name="north",
-        status="active",
-        reason="",
-        connected=True,
-        version="1",
-        data=("notes",),
-        work="run, round 3",
-        privacy=(promise,),
-        device="2 CPU cores",
-        policy=("tasks: any",),
-        **facts,
-        **ends,
-    )
-    found = _shown_client(Role.VIEWER, row)
-    assert (found.data, found.device, found.policy) == (("notes",), "2 CPU cores", ("tasks: any",))
-    assert (found.work, found.privacy) == (None, ())
-    assert _shown_client(Role.OPERATOR, row) is row

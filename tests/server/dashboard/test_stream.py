@@ -140,9 +140,9 @@ def test_lines_that_are_no_longer_kept_are_read_from_the_file(tmp_path: Path, mo
     assert feed.look()
     assert not feed.look()
     assert feed.last == 100
-    assert [number for number, _ in feed.after(95)] == [96, 97, 98, 99, 100]
-    assert [number for number, _ in feed.after(3)] == list(range(4, 101))
-    assert feed.after(100) == ()
+    assert [number for number, _ in feed.known(95) or ()] == [96, 97, 98, 99, 100]
+    assert [number for number, _ in feed.read(3)] == list(range(4, 101))
+    assert feed.known(100) == ()
 
 
 def test_many_pages_cost_one_look(context: Context, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from fedlora.identity.records import ClientStatus
 from fedlora.identity.registry import Registry
+from fedlora.server.dashboard.people import Role
 from fedlora.server.records import Outcome
 from fedlora.server.store import RunStore
 from fedlora.server.views import Link
@@ -98,3 +99,21 @@ def test_what_a_client_tells_of_its_device_and_policy_while_it_is_there(store: R
 
 def test_without_a_registry_there_are_none(store: RunStore) -> None:
     assert quiet_views(store).clients() == ()
+
+
+def test_a_viewer_learns_nothing_of_who_takes_part_under_central_privacy(store: RunStore, registry: Registry) -> None:
+    """Before the first commit of such a run, too: then only what a client is at work on would tell."""
+    told = replace(there(work="hidden, round 1"), data=["notes"], device="2 CPU cores", policy=["tasks: any"])
+    views = quiet_views(store, registry=registry, link=Link(lambda: {"north": told}))
+    committed(store, store.create(configured(), name="open"), [[row(0)]])
+    assert views.clients(Role.VIEWER)[0].work == "hidden, round 1"
+    hidden = store.create(configured(privacy="central"), name="hidden")
+    early = views.clients(Role.VIEWER)[0]
+    committed(store, hidden, [[row(0)], [row(0)]])
+    promised(hidden, 8.0, 5)
+    late = views.clients(Role.VIEWER)[0]
+    for north in (early, late):
+        assert (north.connected, north.data, north.device) == (True, ("notes",), "2 CPU cores")
+        assert (north.work, north.asked, north.bytes_up, north.privacy) == (None, 1, 10, [])
+    assert views.clients()[0].work == "hidden, round 1"
+    assert (views.clients()[0].asked, len(views.clients()[0].privacy)) == (3, 1)

@@ -1,6 +1,6 @@
 // Elements without markup in strings: whatever a client or a run is called, it becomes text.
 
-const PACE = 1000; // ms that a page rests between two questions of one kind, however fast rounds are
+const PACE = 2000; // ms that a page rests between two questions of one kind, however fast rounds are
 
 /** A new element. props: attributes; `class`, `text`, `data` (an object), and functions as listeners (`click`). */
 export function el(tag, props = {}, ...children) {

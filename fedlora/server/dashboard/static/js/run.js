@@ -82,14 +82,20 @@ function show(found) {
   actions();
 }
 
+/** After the first time, all parts of the page come in one answer. */
+function more() {
+  const asked = new URLSearchParams({ ...(sees && { matrix: 1 }), ...(curves.metric && { spread: curves.metric }) });
+  return asked.size ? `?${asked}` : "";
+}
+
 async function refresh() {
   try {
-    const found = await get(runData(id));
+    const found = await get(`${runData(id)}${refresh.done ? more() : ""}`);
     show(found.row);
     curves.set(found);
     rounds.set(found.series, found.row);
     checkpoints.set(found.checkpoints, found.row);
-    clients?.refresh(found.row);
+    clients?.refresh(found.row, found.matrix);
     if (!refresh.done) configuration.load();
     refresh.done = true;
   } catch (error) {

@@ -20,7 +20,7 @@ export class Curves {
     if (columns.round.length === 0) return void this.none();
     this.empty?.remove();
     this.main();
-    if (found.roster_metrics.length) this.spread();
+    if (found.roster_metrics.length) this.spread(found.spread);
     this.loss();
     if (columns.aggregation_error) this.one("aggregation_error", { title: "Aggregation error", note: columns.aggregation_error_estimated?.some((value) => value === 1) ? "relative; estimated by a sketch" : "relative to the exact average of the updates", log: true });
     if (columns.bytes_up) this.bytes();
@@ -101,14 +101,15 @@ export class Curves {
   }
 
   /** How far the clients are from each other, in a metric of their own. */
-  async spread() {
+  async spread(known) {
     const names = this.found.roster_metrics;
     const metric = names.includes(this.metric) ? this.metric : names.find((name) => name === "loss") ?? names[0];
+    this.metric = metric;
     const choose = this.charts.has("spread") ? null : el("select", { "aria-label": "Which of the clients' figures", change: (event) => { this.metric = event.target.value; this.spread(); } },
       names.map((name) => el("option", { value: name, text: spoken(name), selected: name === metric })));
     const chart = this.chart("spread", { title: "Spread over clients", note: "median; dark: half of them; light: all", choose: names.length > 1 ? choose : null });
     try {
-      const found = await get(`${runData(this.id)}/spread?metric=${encodeURIComponent(metric)}`);
+      const found = known?.metric === metric ? known : await get(`${runData(this.id)}/spread?metric=${encodeURIComponent(metric)}`);
       chart.set({ x: { values: found.round, label: "Round", unit: "" }, lines: [{ label: `median ${spoken(metric)}`, values: found.median, place: 0 }], band: { outer: [found.min, found.max], inner: [found.q1, found.q3] } },
         { unit: found.unit === "s" || found.unit === "bytes" ? found.unit : "" });
     } catch (error) {

@@ -24,9 +24,10 @@ export class Clients {
     $("#matrix-table").addEventListener("toggle", () => this.table());
   }
 
-  async refresh(row) {
+  /** matrix: where it is known; else it is asked for. */
+  async refresh(row, matrix) {
     try {
-      const found = await get(`${runData(this.id)}/matrix`);
+      const found = matrix ?? await get(`${runData(this.id)}/matrix`);
       this.matrix = found;
       this.draw(found);
       if (row.status !== this.status || !this.loaded) this.load();
