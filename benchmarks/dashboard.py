@@ -1,10 +1,11 @@
 """What the dashboard costs: 20 open pages beside a live federation, over a run of 200 clients and 1,000 rounds.
 
     python -m benchmarks.dashboard
-    python -m benchmarks.dashboard --pairs 12 --seconds 20 --json    # figures come as they are there, JSON at the end
+    python -m benchmarks.dashboard --pairs 20 --seconds 30 --json    # figures come as they are there, JSON at the end
+    python -m benchmarks.dashboard --steps 100                       # rounds of half a second
 
 A server and three clients are processes on loopback, over TLS; the model is tiny, and --steps is how long its rounds
-are. The store is filled with one run of --clients × --rounds before; that run's page is what is painted first. Then the
+are (600: about three seconds on two cores; the quick start's are longer). The store is filled with one run of --clients × --rounds before; that run's page is what is painted first. Then the
 live run is watched by --pages pages, each in a browser context of its own that has logged in. Windows of --seconds with
 and without the pages follow each other; a pair of them gives one ratio of rounds per second, and printed is the median
 ratio with its 95 % interval (bootstrap over the pairs). The browser works on the same cores as the federation, which on
@@ -196,7 +197,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=20)
     parser.add_argument("--clients", type=int, default=200, help="of the recorded run")
     parser.add_argument("--rounds", type=int, default=1000, help="of the recorded run")
-    parser.add_argument("--steps", type=int, default=60, help="of each client in a live round: how long rounds are")
+    parser.add_argument("--steps", type=int, default=600, help="of each client in a live round: how long rounds are")
     parser.add_argument("--pairs", type=int, default=6, help="of windows")
     parser.add_argument(
         "--browser-pairs", type=int, default=3, help="of windows with the browser: opening pages is slow"

@@ -60,8 +60,11 @@ class Reader:
         while True:
             await self._committed.wait()
             self._committed.clear()
-            (await self._http.get(f"/data/runs/{self._run}?matrix=1&spread=loss")).raise_for_status()
-            await asyncio.sleep(REST)
+            with contextlib.suppress(httpx.RemoteProtocolError):  # the server closed a connection that was kept idle
+                (await self._http.get(f"/data/runs/{self._run}?matrix=1&spread=loss")).raise_for_status()
+                await asyncio.sleep(REST)
+                continue
+            self._committed.set()
 
 
 def step_aside() -> None:
