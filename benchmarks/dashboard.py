@@ -5,14 +5,15 @@
     python -m benchmarks.dashboard --steps 100                       # rounds of half a second
 
 A server and three clients are processes on loopback, over TLS; the model is tiny, and --steps is how long its rounds
-are (600: about three seconds on two cores; the quick start's are longer). The store is filled with one run of --clients × --rounds before; that run's page is what is painted first. Then the
-live run is watched by --pages pages, each in a browser context of its own that has logged in. Windows of --seconds with
-and without the pages follow each other; a pair of them gives one ratio of rounds per second, and printed is the median
-ratio with its 95 % interval (bootstrap over the pairs). The browser works on the same cores as the federation, which on
-two cores alone is most of what is seen. So the same is done with as many plain readers (`dashboard_readers`) in the
-pages' place, which ask the server for what pages ask; and as people look from machines of their own, readers have only
-the processor time that the federation leaves (SCHED_IDLE), but with --compete an equal share. The server's CPU is the
-share of one core that its process took.
+are (600: about three seconds on two cores; the quick start's are longer). The store is filled with one run of
+--clients × --rounds before; that run's page is what is painted first. Then the live run is watched by --pages pages,
+each in a browser context of its own that has logged in. Windows of --seconds with and without the pages follow each
+other; a pair of them gives one ratio of rounds per second, and printed is the median ratio with its 95 % interval
+(bootstrap over the pairs). The browser works on the same cores as the federation, which on two cores alone is most of
+what is seen. So the same is done with as many plain readers (`dashboard_readers`) in the pages' place, which ask the
+server for what pages ask; and as people look from machines of their own, readers have only the processor time that the
+federation leaves (SCHED_IDLE), but with --compete an equal share. The server's CPU is the share of one core that its
+process took.
 
 Delays are from an event's time in the log to when a page shows it (pages), or has read it (readers).
 """
