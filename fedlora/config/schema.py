@@ -152,7 +152,8 @@ class TrainConfig(Section):
     )
     packing: bool = Field(
         True,
-        description="pack short texts into shared rows where that is exact (BERT with the mean head): less padding",
+        description="pack texts into shared rows where that is exact (BERT, GPT-2, Llama; not model.head=stock): less"
+        " padding",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
     matmul: Literal["highest", "high", "medium"] = Field(

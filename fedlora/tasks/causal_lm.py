@@ -22,10 +22,37 @@ from fedlora.errors import DataError, ModelError
 from fedlora.tasks.base import Batch
 from fedlora.tasks.cards import ANSWER_INPUTS, CHAT_TOKENS, PLAIN_TOKENS, Recipe, card
 from fedlora.tasks.loading import ModelLoader, make_loader
+from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, token_rows
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, require_columns, texts
 from fedlora.tasks.tokenizer import load_tokenizer, require_length
 
 NO_LOSS = -100  # the label of a token without a loss, torch's `ignore_index`
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Logits [m, P, V] and target tokens [m, P], NO_LOSS where there is none, at the places before answers' tokens.
+
+    owners: the record of each place, [m, P], of packed rows; None: row i is record i. records: how many there are.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    owners: Tensor | None
+    records: int
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `values` [m, P] or [m, P, V] over each record's own answer: [n] or [n, V]."""
+        own = self.targets != NO_LOSS
+        if self.owners is None:
+            weights = own.to(values.dtype) / own.sum(dim=1, keepdim=True)
+            return torch.einsum("np...,np->n...", values, weights)
+        owners = self.owners.masked_fill(~own, self.records)
+        counts = torch.bincount(owners.flatten(), minlength=self.records + 1)[:-1]
+        return mean_of_records(values, owners, counts)
 
 
 @dataclass
@@ -39,6 +66,7 @@ class CausalLM:
     loader: ModelLoader
     tokenizer: Any
     max_length: int
+    packing: bool = False
     name: str = "causal_lm"
     peft_task_type: str | None = "CAUSAL_LM"
 
@@ -65,24 +93,25 @@ class CausalLM:
             for prompt, answer in self._tokenise(start, chunk):
                 inputs.append(prompt + answer)
                 labels.append([NO_LOSS] * len(prompt) + answer)
-        return TokenRows(
+        return token_rows(
+            self.loader.config.model_type if self.packing else None,
             columns={"input_ids": Ragged.of(inputs), "labels": Ragged.of(labels)},
             fills={"input_ids": self.tokenizer.pad_token_id, "labels": NO_LOSS},
             scalars={},
         )
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits, targets = self._answers(model, batch)
-        return _mean(_token_losses(logits, targets), targets)
+        found = self._answers(model, batch)
+        return found.mean(_token_losses(found.logits, found.targets))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        logits, targets = self._answers(model, batch)
-        hits = (logits.argmax(dim=-1) == targets).to(logits.dtype)
-        return {"loss": _mean(_token_losses(logits, targets), targets), "token_accuracy": _mean(hits, targets)}
+        found = self._answers(model, batch)
+        hits = (found.logits.argmax(dim=-1) == found.targets).to(found.logits.dtype)
+        return {"loss": found.mean(_token_losses(found.logits, found.targets)), "token_accuracy": found.mean(hits)}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits, targets = self._answers(model, batch)
-        return _mean(logits, targets)
+        found = self._answers(model, batch)
+        return found.mean(found.logits)
 
     def card(self) -> Mapping[str, Any]:
         return card(
@@ -99,17 +128,24 @@ class CausalLM:
     def save_processor(self, folder: str) -> None:
         self.tokenizer.save_pretrained(folder)
 
-    def _answers(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits [n, P, V] and target tokens [n, P] at the P positions where some record's next token is its answer's.
+    def _answers(self, model: nn.Module, batch: Batch) -> "_Answers":
+        """At the P positions where some record's next token is its answer's.
 
         Only there are logits computed: with a large vocabulary they cost more than a layer.
         """
-        targets = batch["labels"][:, 1:]
+        targets, owners = batch["labels"][:, 1:], batch.get(OWNERS)
+        if owners is not None:  # a text's first token follows from nothing, and least of all from the text before it
+            targets = targets.masked_fill(batch["position_ids"][:, 1:] == 0, NO_LOSS)
         positions = (targets != NO_LOSS).any(dim=0).nonzero().squeeze(-1)
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        if _selects_positions(model):
-            return model(**inputs, logits_to_keep=positions).logits, targets[:, positions]
-        return model(**inputs).logits[:, positions], targets[:, positions]
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        chosen = {"logits_to_keep": positions} if _selects_positions(model) else {}
+        logits = model(**inputs, use_cache=False, **chosen).logits
+        return _Answers(
+            logits=logits if chosen else logits[:, positions],
+            targets=targets[:, positions],
+            owners=None if owners is None else owners[:, positions],
+            records=len(batch[LENGTHS]) if owners is not None else len(targets),
+        )
 
     def _tokenise(self, start: int, chunk: Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
         prompts = texts(start, "prompt", chunk["prompt"])
@@ -164,7 +200,7 @@ def make(config: RunConfig, labels: tuple[str, ...] | None) -> CausalLM:
     require_length(config.model, tokenizer, loader.config, config.task.max_length)
     if config.task.max_length < 2:
         raise ModelError("task.max_length=1 leaves no room for a prompt and an answer; set it to 2 or more")
-    return CausalLM(loader, tokenizer, config.task.max_length)
+    return CausalLM(loader, tokenizer, config.task.max_length, config.train.packing)
 
 
 def _cut(prompt: list[int], answer: list[int], max_length: int) -> tuple[list[int], list[int]]:
@@ -182,13 +218,6 @@ def _until_end(answer: list[int], eos: int | None) -> list[int]:
 def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     flat = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="none")
     return flat.view(targets.shape)
-
-
-def _mean(values: Tensor, targets: Tensor) -> Tensor:
-    """Mean of `values` [n, P] or [n, P, V] over each record's own answer positions."""
-    own = (targets != NO_LOSS).to(values.dtype)
-    weights = own / own.sum(dim=1, keepdim=True)
-    return torch.einsum("np...,np->n...", values, weights)
 
 
 def _selects_positions(model: nn.Module) -> bool:

@@ -5,13 +5,14 @@ equal length; a block-diagonal attention mask keeps each to itself, and position
 layer then computes real tokens almost alone. The result is the padded one up to rounding (a test holds it, for the
 gradients too).
 
-It needs a model that takes position ids and a ready-made attention mask: PACKABLE lists the architectures that were
+It needs a model that takes position ids and a ready-made attention mask: SIGHT lists the architectures that were
 checked. A record is no longer a row of the batch, so per-record gradients (DP-SGD) must use padded batches.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,15 @@ from torch import Tensor
 
 from fedlora.tasks.rows import TokenRows
 
-PACKABLE = frozenset({"bert"})
-"""`model_type`s whose outputs and gradients were compared, packed and padded."""
+SIGHT: Mapping[str, bool] = {"bert": False, "gpt2": True, "llama": True}
+"""`model_type`s whose outputs and gradients were compared, packed and padded → whether a token sees none after it."""
 
 ROW_TOKENS = 64
-"""Tokens of a packed row, about. Attention grows with its square, and is small up to here."""
+"""Tokens of a packed row, or of the longest text; then, times _TRIED, where that leaves fewer gaps."""
+
+_TRIED = (1.0, 1.5, 2.0, 3.0)
+_ATTENTION = 512
+"""Tokens of a row whose attention costs as much as all else."""
 
 OWNERS, LENGTHS = "owners", "lengths"
 """A packed batch's keys: whose each token is, [m, W] (n for padding), and each record's number of tokens, [n]."""
@@ -32,7 +37,9 @@ OWNERS, LENGTHS = "owners", "lengths"
 
 @dataclass(frozen=True)
 class PackedTokenRows(TokenRows):
-    """Tokenised rows whose training batches are packed."""
+    """Tokenised rows whose training batches are packed. causal: whether a token sees none after it."""
+
+    causal: bool = False
 
     def compact(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The rows packed into m rows of W tokens: ids, positions and owners [m, W], mask [m, 1, W, W], lengths [n]."""
@@ -40,7 +47,9 @@ class PackedTokenRows(TokenRows):
 
     def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Sequence[int]]:
         """See `fedlora.tasks.base.Encoded`: each part is packed into rows of its own, all of the same width."""
-        arranged = [arrange(self.lengths[np.asarray(part, np.int64)].tolist(), ROW_TOKENS) for part in parts]
+        lengths = [self.lengths[np.asarray(part, np.int64)].tolist() for part in parts]
+        capacity = max(ROW_TOKENS, *map(max, lengths))
+        arranged = [arrange(mine, capacity) for mine in lengths]
         counts = [1 + max(row for row, _ in places) for places, _ in arranged]
         firsts = [sum(counts[:part]) for part in range(len(counts))]
         places = [
@@ -63,20 +72,38 @@ class PackedTokenRows(TokenRows):
             positions[row, span] = np.arange(lengths[record])
             owners[row, span] = record
         packed = {name: torch.from_numpy(values) for name, values in batch.items()}
-        packed |= {"position_ids": torch.from_numpy(positions), "attention_mask": _mask(owners)}
+        packed |= {"position_ids": torch.from_numpy(positions), "attention_mask": _mask(owners, self.causal)}
         packed[OWNERS] = torch.from_numpy(np.where(owners < 0, len(rows), owners))
         packed[LENGTHS] = torch.from_numpy(lengths)
         picked = np.asarray(rows, np.int64)
         return packed | {name: torch.from_numpy(values[picked]) for name, values in self.scalars.items()}
 
 
-def arrange(lengths: Sequence[int], capacity: int) -> tuple[list[tuple[int, int]], int]:
-    """Where each text goes: (row, first token) in the order of `lengths`, and the width of the rows.
+def token_rows(model_type: str | None, **parts: Any) -> TokenRows:
+    """Rows with these `parts` (see `TokenRows`), packed where `model_type` allows it; None: never."""
+    causal = SIGHT.get(model_type or "")
+    return TokenRows(**parts) if causal is None else PackedTokenRows(**parts, causal=causal)
 
-    As many rows as hold all tokens at `capacity` each; longest first into the emptiest row, which keeps rows nearly
-    equal. The width is at most the mean row and the longest text together.
-    """
-    filled = [0] * math.ceil(sum(lengths) / capacity)
+
+Arranged = tuple[list[tuple[int, int]], int]
+"""Where each text is: (row, first token), and the width of all rows."""
+
+
+def arrange(lengths: Sequence[int], capacity: int) -> Arranged:
+    """What costs least of: as few rows as hold all tokens at about `capacity` each, or more; one row for each text."""
+    counts = {math.ceil(sum(lengths) / (capacity * times)) for times in _TRIED} | {len(lengths)}
+    return min((_filled(lengths, min(count, len(lengths))) for count in sorted(counts)), key=_cost)
+
+
+def _cost(arranged: Arranged) -> float:
+    """Of linear layers by tokens, and of attention by tokens that each of them sees."""
+    places, width = arranged
+    return (1 + max(row for row, _ in places)) * width * (1 + width / _ATTENTION)
+
+
+def _filled(lengths: Sequence[int], rows: int) -> Arranged:
+    """Longest first into the emptiest row, which keeps rows nearly equal: at most the mean row and the longest text."""
+    filled = [0] * rows
     places = [(0, 0)] * len(lengths)
     for record in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         row = filled.index(min(filled))
@@ -85,18 +112,20 @@ def arrange(lengths: Sequence[int], capacity: int) -> tuple[list[tuple[int, int]
     return places, max(filled)
 
 
-def _mask(owners: NDArray[np.int64]) -> Tensor:
-    """Additive attention mask [m, 1, W, W]: 0 between tokens of one text, the lowest float elsewhere."""
+def _mask(owners: NDArray[np.int64], causal: bool) -> Tensor:
+    """Additive attention mask [m, 1, W, W]: 0 from a token to those of its text that it sees, the lowest float else."""
     same = torch.from_numpy(owners[:, :, None] == owners[:, None, :])
+    if causal:
+        same.tril_()
     return torch.zeros(same.shape).masked_fill_(~same, torch.finfo(torch.float32).min).unsqueeze(1)
 
 
-def mean_of_records(logits: Tensor, owners: Tensor, lengths: Tensor) -> Tensor:
-    """The mean of each record's tokens' logits: [m, W, C] → [n, C].
+def mean_of_records(values: Tensor, owners: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of each record's values: [m, W, …] → [n, …]. lengths [n]: of how many, by record.
 
     A sum by owner, and no product with a matrix of zeros and weights: there, a record that is not finite would spoil
     the others.
     """
-    sums = logits.new_zeros(len(lengths) + 1, logits.shape[-1])
-    sums = sums.index_add(0, owners.flatten(), logits.flatten(0, 1))
-    return sums[:-1] / lengths.unsqueeze(-1).to(logits.dtype)
+    sums = values.new_zeros(len(lengths) + 1, *values.shape[2:])
+    sums = sums.index_add(0, owners.flatten(), values.flatten(0, 1))
+    return sums[:-1] / lengths.to(values.dtype).view(-1, *[1] * (values.ndim - 2))

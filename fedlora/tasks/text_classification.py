@@ -22,7 +22,7 @@ from fedlora.tasks.cards import TEXT_INPUTS, Recipe, card
 from fedlora.tasks.classification import record_losses, record_metrics
 from fedlora.tasks.heads import head_parameters
 from fedlora.tasks.loading import ModelLoader, make_loader, require_labels
-from fedlora.tasks.packing import LENGTHS, OWNERS, PACKABLE, PackedTokenRows, mean_of_records
+from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, token_rows
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, class_ids, require_columns, texts
 from fedlora.tasks.tokenizer import load_tokenizer, require_length
 
@@ -106,8 +106,8 @@ class TextClassification:
             encoded = self._tokenise(start, chunk, pair)
             for name in names:
                 collected[name] += [np.asarray(ids, np.int32) for ids in encoded[name]]
-        kind = PackedTokenRows if self.packing else TokenRows
-        return kind(
+        return token_rows(
+            self.loader.config.model_type if self.packing else None,
             columns={name: Ragged.of(ids) for name, ids in collected.items()},
             fills={"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id},
             scalars={"labels": class_ids(rows, self.labels)},
@@ -164,5 +164,5 @@ def make(config: RunConfig, labels: tuple[str, ...] | None) -> TextClassificatio
     loader = make_loader(config, head.auto, named)
     tokenizer = load_tokenizer(config.model)
     require_length(config.model, tokenizer, loader.config, config.task.max_length)
-    packing = config.train.packing and config.model.head == "mean" and loader.config.model_type in PACKABLE
+    packing = config.train.packing and config.model.head == "mean"
     return TextClassification(loader, tokenizer, head, named, config.task.max_length, packing)

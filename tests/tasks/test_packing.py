@@ -1,5 +1,7 @@
 """Packed batches compute what padded ones do, with fewer tokens."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,17 +9,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedlora.config.schema import RunConfig
 from fedlora.data.splits import load_splits
 from fedlora.tasks.packing import ROW_TOKENS, PackedTokenRows, arrange
 from fedlora.tasks.registry import make_task
-from fedlora.tasks.rows import TokenRows
+from fedlora.tasks.rows import Ragged, TokenRows
+from tests.adapters.making import tiny_gpt2
 from tests.tiny import tiny_config
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=40))
 def test_every_text_has_a_place_of_its_own(lengths: list[int]) -> None:
     places, width = arrange(lengths, ROW_TOKENS)
-    assert width <= ROW_TOKENS + max(lengths)
+    rows, longest = 1 + max(row for row, _ in places), max(lengths)
+    padded = len(lengths) * longest * (1 + longest / 512)
+    assert rows * width * (1 + width / 512) <= padded  # never more work than without
+    assert width <= 3 * max(ROW_TOKENS, longest) + longest
     taken = [(row, start + token) for (row, start), n in zip(places, lengths, strict=True) for token in range(n)]
     assert len(taken) == len(set(taken)) == sum(lengths)
     assert all(position < width for _, position in taken)
@@ -30,15 +37,40 @@ def losses_and_gradients(task, model, batch):  # type: ignore[no-untyped-def]
     return losses.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_losses_and_all_gradients_are_those_of_the_padded_batch(tiny_bert: Path, tiny_text_csv: Path) -> None:
-    config = tiny_config(tiny_bert, tiny_text_csv)
+@pytest.fixture(params=["bert", "gpt2", "llama", "gpt2 that writes", "llama that writes"])
+def config(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tiny_bert: Path,
+    tiny_llama: Path,
+    tiny_text_csv: Path,
+    tiny_qa_jsonl: Path,
+) -> RunConfig:
+    """Of a classifier that averages tokens, or of a model that learns answers to prompts; 40 tokens at most."""
+    kind, *writes = request.param.split(" that ")
+    if kind == "gpt2":
+        tiny_gpt2(tmp_path)
+    model = {"bert": tiny_bert, "llama": tiny_llama, "gpt2": tmp_path}[kind]
+    return tiny_config(model, ragged(tiny_qa_jsonl, tmp_path) if writes else tiny_text_csv, task={"max_length": 40})
+
+
+def ragged(path: Path, folder: Path) -> Path:
+    """The same questions, each asked one to four times over."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [{**line, "prompt": " ".join([line["prompt"]] * (1 + number % 4))} for number, line in enumerate(lines)]
+    (folder / "ragged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    return folder / "ragged.jsonl"
+
+
+def test_losses_and_all_gradients_are_those_of_the_padded_batch(config: RunConfig) -> None:
     splits = load_splits(config.data)
     task = make_task(config, splits.labels)
     model, encoded = task.load_base().double(), task.encode(splits.train)
     assert isinstance(encoded, PackedTokenRows)
-    rows = list(range(0, 80, 5))
+    rows = list(range(0, 64, 4))
     packed, padded = encoded.compact(rows), encoded.batch(rows)
     assert packed["input_ids"].numel() < padded["input_ids"].numel()
+    assert len(packed["input_ids"]) < len(rows)
     packed["attention_mask"] = packed["attention_mask"].double()
     # In float64 what is left of a difference is the weights' float32 rounding of 1/length.
     mine, my_gradients = losses_and_gradients(task, model, packed)
@@ -48,17 +80,49 @@ def test_losses_and_all_gradients_are_those_of_the_padded_batch(tiny_bert: Path,
     for name, gradient in their_gradients.items():
         scale = max(float(gradient.abs().max()), 1e-6)
         torch.testing.assert_close(my_gradients[name] / scale, gradient / scale, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        measured, expected = task.evaluate(model, packed), task.evaluate(model, padded)
+    for name, values in expected.items():
+        torch.testing.assert_close(measured[name], values, atol=1e-6, rtol=1e-6)
 
 
-def test_a_text_does_not_see_its_neighbours_in_a_row(tiny_bert: Path, tiny_text_csv: Path) -> None:
-    config = tiny_config(tiny_bert, tiny_text_csv)
+def test_a_text_does_not_see_its_neighbours_in_a_row(config: RunConfig) -> None:
     splits = load_splits(config.data)
     task = make_task(config, splits.labels)
     model, encoded = task.load_base(), task.encode(splits.train)
+    together = encoded.compact([7, 3, 11, 20, 22, 26])
+    assert len(together["input_ids"]) < 6
     with torch.no_grad():
         alone = task.logits(model, encoded.compact([3]))
-        together = task.logits(model, encoded.compact([7, 3, 11, 20]))
-    torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=0)
+        found = task.logits(model, together)
+    torch.testing.assert_close(found[1], alone[0], atol=1e-5, rtol=0)
+
+
+def test_the_first_token_of_an_answer_without_a_prompt_follows_from_nothing(
+    tmp_path: Path, tiny_llama: Path, tiny_qa_jsonl: Path
+) -> None:
+    """Else it would be predicted by the last token of the text before it in its row."""
+    config = tiny_config(tiny_llama, ragged(tiny_qa_jsonl, tmp_path), task={"max_length": 40})
+    task = make_task(config, None)
+    encoded = task.encode(load_splits(config.data).train)
+    assert isinstance(encoded, PackedTokenRows)
+    columns = {**encoded.columns, "labels": encoded.columns["input_ids"]}  # all tokens are the answer's
+    whole, model, rows = replace(encoded, columns=columns), task.load_base(), list(range(12))
+    packed = whole.compact(rows)
+    assert len(packed["input_ids"]) < 12
+    with torch.no_grad():
+        mine, theirs = task.losses(model, packed), task.losses(model, whole.batch(rows))
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_long_text_makes_rows_long_not_many(tiny_bert: Path, tiny_text_csv: Path) -> None:
+    config = tiny_config(tiny_bert, tiny_text_csv)
+    splits = load_splits(config.data)
+    encoded = make_task(config, splits.labels).encode(splits.train)
+    assert isinstance(encoded, PackedTokenRows)
+    ids = Ragged.of([[5] * 200, *[[6] * 10] * 20])
+    packed = replace(encoded, columns={"input_ids": ids}, scalars={}).compact(list(range(21)))
+    assert packed["input_ids"].shape == (2, 200)
 
 
 @pytest.mark.parametrize("change", [{"train.packing": False}, {"model.head": "stock"}])
