@@ -5,15 +5,19 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fedlora.errors import StrategyError
+
+if TYPE_CHECKING:
+    from fedlora.training.probe import Speed
 
 PACKAGE = "fedlora"
 _GB = 1e9
@@ -147,6 +151,29 @@ def threads(store: Path) -> Iterator[Finding]:
         yield Finding("threads", Level.OK, message)
 
 
+def arithmetic(store: Path) -> Iterator[Finding]:
+    """How fast matrices are multiplied, and what `train.matmul` means on this machine."""
+    del store
+    import torch
+
+    from fedlora.training import probe
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield Finding("products", Level.OK, _products(probe.products(device), probe.halved(device)))
+    ways = {name: f"{1000 * seconds:.2f} ms" for name, seconds in probe.attentions(device).items()}
+    text = f"forward and backward over 64 tokens: {ways['eager']} as plain products, {ways['sdpa']} fused"
+    yield Finding("attention", Level.OK, text)
+
+
+def _products(found: "Sequence[Speed]", half: "Speed") -> str:
+    highest, *others = found
+    told = [f"float32 {highest.gflops:.0f} GFLOPS"]
+    for other in others:
+        kind = "float32 too" if other.exact else f"rounded: error {other.error:.0e}"
+        told.append(f"train.matmul={other.way} {other.gflops / highest.gflops:.2f} × ({kind})")
+    return ", ".join([*told, f"bfloat16 {half.gflops / highest.gflops:.2f} × (error {half.error:.0e})"])
+
+
 def usable_cores() -> float:
     """Cores that this process may use: its affinity, and a container's quota where there is one."""
     cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
@@ -239,6 +266,7 @@ CHECKS: tuple[Check, ...] = (
     devices,
     memory,
     threads,
+    arithmetic,
     disk,
     writable,
     assets,

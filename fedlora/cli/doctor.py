@@ -27,7 +27,7 @@ def doctor(
     store: Annotated[Path, typer.Option(help="The folder of the run store.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Examine the installation: versions, devices, threads, disks, caches. Each problem comes with its fix.
+    """Examine the installation: versions, devices, threads, arithmetic, disks, caches. Each problem comes with its fix.
 
     Ends with 40 if something is broken; warnings alone end with 0.
     """

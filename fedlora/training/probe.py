@@ -1,0 +1,104 @@
+"""How fast this machine multiplies matrices, and how exactly: what `train.matmul` means here, measured.
+
+On the CPU the setting may change nothing, choose other kernels that are as exact, or round inputs to bfloat16; on CUDA
+it may choose TF32. Which of them it is depends on the processor, so nobody can say it without a look.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+SETTINGS = ("highest", "high", "medium")
+EXACT = 2e-6
+"""Relative error up to which a product over some hundred terms was computed in float32; bf16: 2e-3, TF32: 3e-4."""
+
+_ROWS, _IN, _OUT = 512, 384, 1536  # a batch of 8 × 64 tokens in a small model's feed-forward layer
+_HEADS, _TOKENS, _WIDTH = (16, 12), 64, 32
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one way to compute. gflops: 10⁹ operations a second. error: relative to float64, in the Frobenius norm."""
+
+    way: str
+    gflops: float
+    error: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is float32."""
+        return self.error <= EXACT
+
+
+def products(device: torch.device) -> Sequence[Speed]:
+    """Of float32 products x·Wᵀ, x [512, 384], W [1536, 384], for each value of `train.matmul`, on torch's threads."""
+    x, w = _random(_ROWS, _IN, device=device), _random(_OUT, _IN, device=device)
+    wanted = x.double().cpu() @ w.double().cpu().t()
+    found = []
+    with _precision_kept():
+        for setting in SETTINGS:
+            torch.set_float32_matmul_precision(setting)
+            error = _error(linear(x, w), wanted)
+            found.append(Speed(setting, _gflops(lambda: linear(x, w), device), error))
+    return found
+
+
+def halved(device: torch.device) -> Speed:
+    """The same product with both sides in bfloat16."""
+    x, w = _random(_ROWS, _IN, device=device), _random(_OUT, _IN, device=device)
+    wanted = x.double().cpu() @ w.double().cpu().t()
+    low, other = x.bfloat16(), w.bfloat16()
+    return Speed("bfloat16", _gflops(lambda: linear(low, other), device), _error(linear(low, other), wanted))
+
+
+def attentions(device: torch.device) -> dict[str, float]:
+    """Seconds of attention forward and backward, q, k, v [16, 12, 64, 32]: plain products ("eager"), fused ("sdpa")."""
+    q, k, v = (_random(*_HEADS, _TOKENS, _WIDTH, device=device).requires_grad_() for _ in range(3))
+
+    def plain() -> Tensor:
+        scores = torch.matmul(q, k.transpose(-1, -2)) * _WIDTH**-0.5
+        return torch.matmul(scores.softmax(-1), v)
+
+    ways: dict[str, Callable[[], Tensor]] = {"eager": plain, "sdpa": lambda: scaled_dot_product_attention(q, k, v)}
+    return {name: _seconds(lambda way=way: way().sum().backward(), device) for name, way in ways.items()}  # type: ignore[misc]
+
+
+def _random(*shape: int, device: torch.device) -> Tensor:
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return made.to(device)
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double().cpu() - wanted).norm() / wanted.norm())
+
+
+def _gflops(work: Callable[[], object], device: torch.device) -> float:
+    return 2 * _ROWS * _IN * _OUT / _seconds(work, device) / 1e9
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call: the best of a few tries of ten calls, so that a busy moment does not count."""
+    best = float("inf")
+    for _ in range(_TRIES + 1):  # the first warms up
+        began = time.perf_counter()
+        for _ in range(10):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, (time.perf_counter() - began) / 10)
+    return best
+
+
+@contextmanager
+def _precision_kept() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
