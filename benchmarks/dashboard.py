@@ -183,11 +183,11 @@ def told(name: str, found: Mapping[str, Any]) -> str:
             )
     ratio = found["ratio"]
     rates, cores, sizes = (found[key] for key in ("rounds_per_second", "server_cores", "server_megabytes"))
+    share = 100 * (cores[1] - cores[0]) / (os.cpu_count() or 1)
     lines += [
         f"  rounds per second  {rates[0]:.3f} alone, {rates[1]:.3f} watched",
         f"  ratio              {ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}], {ratio['pairs']} pairs",
-        f"  server's CPU       {cores[0]:.3f} cores alone, {cores[1]:.3f} watched: "
-        f"{100 * (cores[1] - cores[0]) / (os.cpu_count() or 1):.1f} % of this machine more",
+        f"  server's CPU       {cores[0]:.3f} cores alone, {cores[1]:.3f} watched: {share:.1f} % of this machine more",
         f"  server's memory    {sizes[0]:.0f} MB alone, {sizes[1]:.0f} MB watched",
     ]
     return "\n".join(lines)
