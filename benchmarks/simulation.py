@@ -1,0 +1,157 @@
+"""Clients a second of a simulation, beside Flower's (Ray) and pfl-research's, on one workload in one go.
+
+    python -m benchmarks simulation                          # W, ragged texts, small clients: each side in turn, twice
+    python -m benchmarks simulation --workload W --repeats 3 --json
+    python -m benchmarks simulation --only fedlora
+
+Peers run in environments of their own, made at the first call in the user's cache (they borrow torch, transformers and
+peft from this one), at their defaults and tuned: plain attention, the faster exact matrix products, one model kept from
+client to client, padding to the longest text of a batch. fedlora runs as `fedlora simulate` does, with its store and
+events. Rounds are timed from the end of one to the end of the next, without the first; printed are medians.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.peers.workload import Settings, Shape, Workload
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS: Mapping[str, Sequence[str]] = {"flower": ("ray==2.55.1",), "pfl": ("pfl>=0.6,<0.7",)}
+WORKLOADS: Mapping[str, Shape] = {
+    "W": Shape(),
+    "ragged": Shape(ragged=True),
+    "small": Shape(batch=2, tokens=16),
+}
+TUNED = Settings(attention="eager", matmul="medium")
+
+
+@dataclass(frozen=True)
+class Side:
+    """peer: "" is fedlora, with `overrides`."""
+
+    name: str
+    peer: str = ""
+    settings: Settings = field(default_factory=Settings)
+    overrides: Sequence[str] = ()
+
+
+SIDES = (
+    Side("fedlora, defaults"),
+    Side("fedlora, processes", overrides=("engine=processes", "train.matmul=medium")),
+    Side("fedlora, groups of 4", overrides=("engine=processes", "train.matmul=medium", "engine.group=4")),
+    Side("Flower, new model a client", "flower", Settings(fresh=True)),
+    Side("Flower, model kept", "flower"),
+    Side("Flower, tuned", "flower", TUNED),
+    Side("pfl, two processes", "pfl"),
+    Side("pfl, tuned", "pfl", TUNED),
+)
+
+
+def python_of(peer: str) -> Path:
+    """The peer's environment, made if need be."""
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("fedlora") / "benchmarks" / peer
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        print(f"making {folder}", file=sys.stderr, flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        site = next((folder / "lib").glob("python*/site-packages"))
+        (site / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
+        (folder / "made").touch()
+    return python
+
+
+def peer_rounds(side: Side, workload: Workload, rounds: int) -> list[float]:
+    """Seconds of a peer's rounds."""
+    settings = json.dumps(asdict(replace(side.settings, rounds=rounds, workers=os.cpu_count() or 1)))
+    command = [str(python_of(side.peer)), "-m", f"benchmarks.peers.{side.peer}", str(workload.folder), settings]
+    done = subprocess.run(command, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"{side.name} gave no result:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+    return list(json.loads(lines[0][7:]))
+
+
+def surroundings() -> dict[str, str]:
+    """One thread a process, and the repository to import from."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def fedlora_rounds(side: Side, workload: Workload, rounds: int, store: Path) -> list[float]:
+    """Seconds from commit to commit."""
+    shape, model, data = workload.shape, workload.folder / "model", workload.folder / "texts.csv"
+    overrides = [
+        *("model=local", "model.name=w", f"model.path={model}", f"task.max_length={shape.tokens}"),
+        *("data=local", "data.name=w", f"data.path={data}", "data.text=text", "data.label=label"),
+        *("data/partition=natural", "data.partition.column=client"),
+        *("adapter.targets=[query,value]", "train.optimizer=sgd", "train.lr=0.01", f"train.steps={shape.steps}"),
+        *(f"train.batch={shape.batch}", f"federation.clients={shape.clients}", f"federation.cohort={shape.clients}"),
+        *(f"federation.rounds={rounds + 1}", "eval.every=1000", "eval.test=false", f"store={store}"),
+        *side.overrides,
+    ]
+    command = [sys.executable, "-m", "fedlora.cli", "simulate", "--quiet", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side.name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    newest = max(store.glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+    lines = [json.loads(line) for line in newest.read_text().splitlines()]
+    moments = [datetime.fromisoformat(one["time"]).timestamp() for one in lines if one["event"] == "round_committed"]
+    return [after - before for before, after in pairwise(moments[1:])]
+
+
+def measured(name: str, sides: Sequence[Side], asked: argparse.Namespace) -> dict[str, list[float]]:
+    """By side: seconds of rounds. Each repeat has all sides, in an order that turns."""
+    taken: dict[str, list[float]] = {side.name: [] for side in sides}
+    with tempfile.TemporaryDirectory(prefix="fedlora-simulation-") as folder:
+        workload = Workload.build(Path(folder) / "workload", WORKLOADS[name])
+        for number in range(asked.repeats):
+            for side in [*sides[number:], *sides[:number]]:
+                store = Path(folder) / f"store-{number}-{sides.index(side)}"
+                rounds = asked.rounds
+                found = (
+                    peer_rounds(side, workload, rounds) if side.peer else fedlora_rounds(side, workload, rounds, store)
+                )
+                taken[side.name] += found
+                print(f"{name}: {side.name}: {[round(each, 2) for each in found]}", file=sys.stderr, flush=True)
+    return taken
+
+
+def table(name: str, taken: Mapping[str, Sequence[float]]) -> str:
+    """Markdown: clients a second, and beside the best of fedlora."""
+    rates = {side: WORKLOADS[name].clients / statistics.median(seconds) for side, seconds in taken.items() if seconds}
+    best = max((rate for side, rate in rates.items() if side.startswith("fedlora")), default=float("nan"))
+    rows = [f"| {side} | {rate:.2f} | {best / rate:.2f} × |" for side, rate in rates.items()]
+    return "\n".join([f"| {name} | clients/s | fedlora's best is |", "| --- | --- | --- |", *rows])
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
+    parser.add_argument("--only", default="", help="sides with this text in their name")
+    parser.add_argument("--rounds", type=int, default=4, help="that are timed, of each repeat")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    sides = [side for side in SIDES if asked.only in side.name]
+    names = list(WORKLOADS) if asked.workload == "all" else [asked.workload]
+    print(f"load average {os.getloadavg()}", file=sys.stderr)
+    taken = {name: measured(name, sides, asked) for name in names}
+    print(json.dumps(taken) if asked.json else "\n\n".join(table(name, found) for name, found in taken.items()))
+
+
+if __name__ == "__main__":
+    main()
