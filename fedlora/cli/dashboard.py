@@ -1,5 +1,7 @@
 """`fedlora dashboard`: recorded runs in a browser."""
 
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +28,6 @@ def dashboard(
     if build:
         _build()
         return ExitCode.OK
-    import threading
     import webbrowser
 
     from fedlora.server.dashboard.local import local_dashboard
@@ -37,10 +38,19 @@ def dashboard(
             stderr().print("the link is good for one login; Ctrl-C ends the dashboard", markup=False)
             if open_browser:
                 webbrowser.open(shown.page.as_uri())
-            threading.Event().wait()
+            _until_asked_to_end()
     except KeyboardInterrupt:
         pass
     return ExitCode.OK
+
+
+def _until_asked_to_end() -> None:
+    """Returns at Ctrl-C or SIGTERM. A wait without an end can miss a signal that comes as it begins."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(0.5):
+        pass
 
 
 def _build() -> None:

@@ -17,11 +17,12 @@ from fedlora.server.store import RunStore
 from tests.server.operator.living import load_samples
 
 
-def test_from_the_first_word_to_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_from_the_first_word_to_the_end_that_is_asked_for(tmp_path: Path, number: signal.Signals) -> None:
     with RunStore.open(tmp_path / "runs") as store:
         store.create(load_samples().config(), name="recorded")
     command = [sys.executable, "-m", "fedlora.cli", "dashboard", "--store", str(tmp_path / "runs")]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -33,8 +34,11 @@ def test_from_the_first_word_to_ctrl_c(tmp_path: Path) -> None:
             with httpx.Client(base_url=found[1], headers={"Origin": found[1]}, trust_env=False) as client:
                 assert client.post("/login", data={"token": found[2]}).status_code == 303
                 assert "recorded" in client.get("/data/runs").text
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) == ExitCode.OK
+            process.send_signal(number)
+            assert process.wait(60) == ExitCode.OK
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # so that it says where each of its threads is
+            pytest.fail(process.communicate(timeout=20)[1])
         finally:
             process.kill()
         assert process.stderr
