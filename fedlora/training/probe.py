@@ -38,8 +38,7 @@ class Speed:
 
 def products(device: torch.device) -> Sequence[Speed]:
     """Of float32 products x·Wᵀ, x [512, 384], W [1536, 384], for each value of `train.matmul`, on torch's threads."""
-    x, w = _random(_ROWS, _IN, device=device), _random(_OUT, _IN, device=device)
-    wanted = x.double().cpu() @ w.double().cpu().t()
+    x, w, wanted = _product(device)
     found = []
     with _precision_kept():
         for setting in SETTINGS:
@@ -51,8 +50,7 @@ def products(device: torch.device) -> Sequence[Speed]:
 
 def halved(device: torch.device) -> Speed:
     """The same product with both sides in bfloat16."""
-    x, w = _random(_ROWS, _IN, device=device), _random(_OUT, _IN, device=device)
-    wanted = x.double().cpu() @ w.double().cpu().t()
+    x, w, wanted = _product(device)
     low, other = x.bfloat16(), w.bfloat16()
     return Speed("bfloat16", _gflops(lambda: linear(low, other), device), _error(linear(low, other), wanted))
 
@@ -67,6 +65,13 @@ def attentions(device: torch.device) -> dict[str, float]:
 
     ways: dict[str, Callable[[], Tensor]] = {"eager": plain, "sdpa": lambda: scaled_dot_product_attention(q, k, v)}
     return {name: _seconds(lambda way=way: way().sum().backward(), device) for name, way in ways.items()}  # type: ignore[misc]
+
+
+def _product(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """x, W, and x·Wᵀ in float64."""
+    x, w = _random(_ROWS, _IN, device=device), _random(_OUT, _IN, device=device)
+    wanted = x.double().cpu() @ w.double().cpu().t()
+    return x, w, wanted
 
 
 def _random(*shape: int, device: torch.device) -> Tensor:
