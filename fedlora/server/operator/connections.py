@@ -28,6 +28,7 @@ class BoundedProtocol(H11Protocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _is_ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,7 +48,19 @@ class BoundedProtocol(H11Protocol):
     def shutdown(self) -> None:
         """The server ends. TLS waits for a goodbye, which somebody who keeps a connection for later does not say."""
         super().shutdown()
-        if not self._is_answering():
+        self._is_ending = True
+        self._end()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_ending:
+            self._end()
+
+    def _end(self) -> None:
+        """Has a goodbye waited for no longer than need be, but a last answer read to its end within the server's own."""
+        if self._is_answering() or self.transport.get_write_buffer_size():
+            self.loop.call_later(GOODBYE_SECONDS, self._end)
+        else:
             self.loop.call_later(GOODBYE_SECONDS, self.transport.abort)
 
     def _watch(self) -> None:

@@ -161,3 +161,22 @@ def test_under_tls_too(alive: Living, monkeypatch: pytest.MonkeyPatch) -> None:
     context = ssl.create_default_context(cafile=alive.home / "ca" / "ca.crt")
     with closing(context.wrap_socket(opened(alive.server), server_hostname="localhost")) as slow:
         assert SOON / 2 < trickled(slow, b"GET / HTTP/1.1\r\n") < SOON + 3
+
+
+def test_who_keeps_a_connection_after_the_last_answer_does_not_hold_up_the_servers_end(
+    alive: Living, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer ends after the server has begun to: it closes then, and the goodbye to that does not come."""
+    context = ssl.create_default_context(cafile=alive.home / "ca" / "ca.crt")
+    with (
+        alive.http() as http,
+        closing(context.wrap_socket(opened(alive.server), server_hostname="localhost")) as kept,
+    ):
+        kept.sendall(head("GET", f"{RUNS}/{started(http)}/events/stream", alive.token))
+        read_until(kept, b"\r\n\r\n")
+        alive.server._server.should_exit = True
+        time.sleep(2 * SOON)
+        alive.server._app.state.closing.set()
+        read_until(kept, b"\r\n0\r\n\r\n")
+        alive.server._thread.join(LATEST)
+    assert "timeout graceful shutdown exceeded" not in caplog.text

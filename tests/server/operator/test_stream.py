@@ -255,21 +255,27 @@ def test_following_through_a_restart(tmp_path: Path, authority: Path) -> None:
     assert isinstance(lost[0], LostError)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.6])
+@pytest.mark.parametrize("stream_ends", [-0.6, 0.0, 0.6])
 def test_a_server_that_ends_closes_its_streams_and_kept_connections(
-    tmp_path: Path, authority: Path, caplog: pytest.LogCaptureFixture, kept: float
+    tmp_path: Path, authority: Path, caplog: pytest.LogCaptureFixture, stream_ends: float
 ) -> None:
-    """kept: seconds between the stream's end and the server's, in which the client keeps its connection for later."""
+    """stream_ends: seconds after the server begins to end; before it, the client keeps its connection for later."""
     with living(tmp_path / "home", authority) as alive, OperatorClient(alive.access) as client:
+        operator = alive.server
         stream = client.messages(submitted(client), 0)
         next(stream)
-        stopping = threading.Timer(kept, alive.server.stop)
-        if kept:
-            alive.server._app.state.closing.set()
-        stopping.start()
+        ends = [
+            threading.Timer(max(0.0, stream_ends), operator._app.state.closing.set),
+            threading.Timer(max(0.0, -stream_ends), lambda: setattr(operator._server, "should_exit", True)),
+        ]
+        for end in ends:
+            end.start()
         with pytest.raises(LostError):
             list(stream)
-        stopping.join()
+        for end in ends:
+            end.join()
+        operator._thread.join(4)
+        assert not operator._thread.is_alive()
     assert "timeout graceful shutdown exceeded" not in caplog.text
 
 
