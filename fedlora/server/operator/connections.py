@@ -57,7 +57,7 @@ class BoundedProtocol(H11Protocol):
             self._end()
 
     def _end(self) -> None:
-        """Has a goodbye waited for no longer than need be, but a last answer read to its end within the server's own."""
+        """Waits half a second for a goodbye, once all of the last answer has been sent."""
         if self._is_answering() or self.transport.get_write_buffer_size():
             self.loop.call_later(GOODBYE_SECONDS, self._end)
         else:
