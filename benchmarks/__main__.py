@@ -6,7 +6,22 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("simulation", "rounds", "faults", "packing", "dp_step", "dashboard", "leakage", "results", "private_results")
+NAMES = (
+    "simulation",
+    "bound",
+    "memory",
+    "overhead",
+    "scaling",
+    "rounds",
+    "faults",
+    "packing",
+    "dp_step",
+    "dp_cohort",
+    "dashboard",
+    "leakage",
+    "results",
+    "private_results",
+)
 
 
 def main() -> None:

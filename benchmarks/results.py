@@ -12,6 +12,7 @@ command goes on where it stopped.
 
 import argparse
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def figures(history: "RunHistory") -> dict[str, Any]:
         "up": sum(r.bytes_up - r.bytes_up_head for r in trained) / len(trained),
         "head_up": sum(r.bytes_up_head for r in trained) / len(trained),
         "once": sum(r.bytes_once for r in history.rounds),
-        "error": sum(r.metrics["aggregation_error"] for r in trained) / len(trained),
+        "error": statistics.fmean(r.metrics["aggregation_error"] for r in trained if "aggregation_error" in r.metrics),
         "seconds": sum(r.seconds for r in trained),
     }
 

@@ -7,7 +7,8 @@
 Peers run in environments of their own, made at the first call in the user's cache (they borrow torch, transformers and
 peft from this one), at their defaults and tuned: plain attention, the faster exact matrix products, one model kept from
 client to client, padding to the longest text of a batch. fedlora runs as `fedlora simulate` does, with its store and
-events. Rounds are timed from the end of one to the end of the next, without the first; printed are medians.
+events. Rounds are timed from the end of one to the end of the next, without the first; printed are medians. A quiet
+machine is needed: what else runs on it slows sides by chance.
 """
 
 import argparse
@@ -27,7 +28,11 @@ from pathlib import Path
 from benchmarks.peers.workload import Settings, Shape, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS: Mapping[str, Sequence[str]] = {"flower": ("ray==2.55.1",), "pfl": ("pfl>=0.6,<0.7",)}
+PEERS: Mapping[str, Sequence[str]] = {
+    "flower": ("ray==2.55.1",),
+    "pfl": ("pfl>=0.6,<0.7",),
+    "blazefl": ("--no-deps", "--ignore-requires-python", "blazefl==3.0.0"),
+}
 WORKLOADS: Mapping[str, Shape] = {
     "W": Shape(),
     "ragged": Shape(ragged=True),
@@ -38,23 +43,30 @@ TUNED = Settings(attention="eager", matmul="medium")
 
 @dataclass(frozen=True)
 class Side:
-    """peer: "" is fedlora, with `overrides`."""
+    """peer: "" is fedlora, with `overrides`. base: in which precision the frozen base computes."""
 
     name: str
     peer: str = ""
     settings: Settings = field(default_factory=Settings)
     overrides: Sequence[str] = ()
+    base: str = "float32"
 
+
+HALF = replace(TUNED, half=True)
+EXACT, ROUNDED = "float32", "bfloat16"
 
 SIDES = (
-    Side("fedlora, defaults"),
-    Side("fedlora, processes", overrides=("engine=processes", "train.matmul=medium")),
-    Side("fedlora, groups of 4", overrides=("engine=processes", "train.matmul=medium", "engine.group=4")),
+    Side("fedlora"),
+    Side("fedlora, train.matmul=medium", overrides=("train.matmul=medium",)),
+    Side("fedlora, all tokens in the last layer", overrides=("model.head=mean",)),
     Side("Flower, new model a client", "flower", Settings(fresh=True)),
     Side("Flower, model kept", "flower"),
     Side("Flower, tuned", "flower", TUNED),
     Side("pfl, two processes", "pfl"),
     Side("pfl, tuned", "pfl", TUNED),
+    Side("fedlora, bfloat16", overrides=("train.precision=bfloat16",), base=ROUNDED),
+    Side("Flower, bfloat16", "flower", HALF, base=ROUNDED),
+    Side("pfl, bfloat16", "pfl", HALF, base=ROUNDED),
 )
 
 
@@ -90,18 +102,23 @@ def surroundings() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def fedlora_rounds(side: Side, workload: Workload, rounds: int, store: Path) -> list[float]:
-    """Seconds from commit to commit."""
+def overrides_of(workload: Workload, rounds: int, store: Path) -> list[str]:
+    """The workload as `fedlora simulate` is told it, for `rounds` rounds."""
     shape, model, data = workload.shape, workload.folder / "model", workload.folder / "texts.csv"
-    overrides = [
+    return [
         *("model=local", "model.name=w", f"model.path={model}", f"task.max_length={shape.tokens}"),
         *("data=local", "data.name=w", f"data.path={data}", "data.text=text", "data.label=label"),
+        "model.head=stock",  # as the peers' model
         *("data/partition=natural", "data.partition.column=client"),
         *("adapter.targets=[query,value]", "train.optimizer=sgd", "train.lr=0.01", f"train.steps={shape.steps}"),
         *(f"train.batch={shape.batch}", f"federation.clients={shape.clients}", f"federation.cohort={shape.clients}"),
-        *(f"federation.rounds={rounds + 1}", "eval.every=1000", "eval.test=false", f"store={store}"),
-        *side.overrides,
+        *(f"federation.rounds={rounds}", "eval.every=1000", "eval.test=false", f"store={store}"),
     ]
+
+
+def fedlora_rounds(side: Side, workload: Workload, rounds: int, store: Path) -> list[float]:
+    """Seconds from commit to commit, without the first round and the last one, which measures the model too."""
+    overrides = [*overrides_of(workload, rounds + 2, store), *side.overrides]
     command = [sys.executable, "-m", "fedlora.cli", "simulate", "--quiet", *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -109,7 +126,7 @@ def fedlora_rounds(side: Side, workload: Workload, rounds: int, store: Path) -> 
     newest = max(store.glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
     lines = [json.loads(line) for line in newest.read_text().splitlines()]
     moments = [datetime.fromisoformat(one["time"]).timestamp() for one in lines if one["event"] == "round_committed"]
-    return [after - before for before, after in pairwise(moments[1:])]
+    return [after - before for before, after in pairwise(moments[1:-1])]
 
 
 def measured(name: str, sides: Sequence[Side], asked: argparse.Namespace) -> dict[str, list[float]]:
@@ -129,12 +146,17 @@ def measured(name: str, sides: Sequence[Side], asked: argparse.Namespace) -> dic
     return taken
 
 
-def table(name: str, taken: Mapping[str, Sequence[float]]) -> str:
-    """Markdown: clients a second, and beside the best of fedlora."""
-    rates = {side: WORKLOADS[name].clients / statistics.median(seconds) for side, seconds in taken.items() if seconds}
-    best = max((rate for side, rate in rates.items() if side.startswith("fedlora")), default=float("nan"))
-    rows = [f"| {side} | {rate:.2f} | {best / rate:.2f} × |" for side, rate in rates.items()]
-    return "\n".join([f"| {name} | clients/s | fedlora's best is |", "| --- | --- | --- |", *rows])
+def table(name: str, sides: Sequence[Side], taken: Mapping[str, Sequence[float]]) -> str:
+    """Markdown: clients a second, and how many times as fast fedlora (its first side) is, for each precision."""
+    rates = {side: WORKLOADS[name].clients / statistics.median(taken[side.name]) for side in sides}
+    rows = [f"| {name} | clients/s | fedlora is | slowest and fastest round |", "| --- | --- | --- | --- |"]
+    for base in (EXACT, ROUNDED):
+        ours = next((rate for side, rate in rates.items() if side.base == base and not side.peer), float("nan"))
+        for side, rate in rates.items():
+            if side.base == base:
+                spread = f"{max(taken[side.name]):.2f} s, {min(taken[side.name]):.2f} s"
+                rows.append(f"| {side.name} | {rate:.2f} | {ours / rate:.2f} × | {spread} |")
+    return "\n".join(rows)
 
 
 def main() -> None:
@@ -150,7 +172,7 @@ def main() -> None:
     names = list(WORKLOADS) if asked.workload == "all" else [asked.workload]
     print(f"load average {os.getloadavg()}", file=sys.stderr)
     taken = {name: measured(name, sides, asked) for name in names}
-    print(json.dumps(taken) if asked.json else "\n\n".join(table(name, found) for name, found in taken.items()))
+    print(json.dumps(taken) if asked.json else "\n\n".join(table(name, sides, found) for name, found in taken.items()))
 
 
 if __name__ == "__main__":

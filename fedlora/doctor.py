@@ -97,7 +97,9 @@ def ray(store: Path) -> Iterator[Finding]:
     """Whether Flower's own simulation can run."""
     del store
     version = _version("ray")
-    missing = "not installed; only `flwr run` on Flower's simulation needs it (pip install 'fedlora[ray]')"
+    missing = (
+        "not installed; only engine=ray and `flwr run` on Flower's simulation need it (pip install 'fedlora[ray]')"
+    )
     yield Finding("ray", Level.OK, version or missing)
 
 
@@ -171,7 +173,7 @@ def _products(found: "Sequence[Speed]", half: "Speed") -> str:
     for other in others:
         kind = "float32 too" if other.exact else f"rounded: error {other.error:.0e}"
         told.append(f"train.matmul={other.way} {other.gflops / highest.gflops:.2f} × ({kind})")
-    return ", ".join([*told, f"bfloat16 {half.gflops / highest.gflops:.2f} × (error {half.error:.0e})"])
+    return ", ".join([*told, f"train.precision=bfloat16 {half.gflops / highest.gflops:.2f} × (error {half.error:.0e})"])
 
 
 def usable_cores() -> float:

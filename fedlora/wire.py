@@ -19,14 +19,26 @@ a byte, and NumPy decodes without pickle.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.link import limits
 from fedlora.wire_tensors import FRAME_BYTES, WireError, payload_bytes, predicted_bytes, read_tensors, to_record
-from fedlora.wire_work import Common, Work, read_config, read_facts, read_manifest, record_of, write_facts
+from fedlora.wire_work import (
+    Common,
+    Work,
+    find_record,
+    read_config,
+    read_facts,
+    read_manifest,
+    readdressed,
+    record_of,
+    write_facts,
+)
 
 __all__ = [
     "FRAME_BYTES",
@@ -47,10 +59,13 @@ __all__ = [
     "read_task",
     "read_task_facts",
     "read_tensors",
+    "readdressed",
+    "task_content",
     "to_record",
     "write_answer",
     "write_declined",
     "write_task",
+    "write_task_facts",
 ]
 
 SAMPLES = "num-examples"
@@ -108,7 +123,16 @@ class Answer:
 
 def write_task(task: TrainTask, arrays: ArrayRecord, once: ArrayRecord | None) -> RecordDict:
     """The content of a task's message; the records are passed in so that a cohort can share them."""
-    facts = write_facts(task, **{"fixed-digest": task.fixed_digest})
+    return task_content(write_task_facts(task), arrays, once)
+
+
+def write_task_facts(task: TrainTask) -> ConfigRecord:
+    """What a task's message says beside its tensors; `readdressed` makes another client's of it."""
+    return write_facts(task, **{"fixed-digest": task.fixed_digest})
+
+
+def task_content(facts: ConfigRecord, arrays: ArrayRecord, once: ArrayRecord | None) -> RecordDict:
+    """The content of a task's message, of its records."""
     records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {"arrays": arrays, TASK: facts}
     if once is not None:
         records["once"] = once
@@ -120,16 +144,50 @@ def read_task(content: RecordDict) -> TrainTask:
 
     Raises WireError if it is incomplete or contradicts its own manifest.
     """
-    if "arrays" not in content.array_records:
+    arrays, once = (find_record(content, name, ArrayRecord) for name in ("arrays", "once"))
+    if arrays is None:
         raise WireError("the task's message has no 'arrays'")
-    arrays, once = content.array_records["arrays"], content.array_records.get("once")
-    task = read_task_facts(content)
-    specs = task.manifest.tensors
-    return replace(
-        task,
-        tensors=read_tensors(arrays, {name: specs[name] for name in arrays if name in specs}),
-        once=None if once is None else read_tensors(once, {n: s for n, s in specs.items() if n in once}),
+    facts = _task_facts(content)
+    return TrainTask(
+        **facts,
+        tensors=_known(arrays, facts["manifest"]),
+        once=None if once is None else _known(once, facts["manifest"]),
     )
+
+
+def _known(record: ArrayRecord, manifest: Manifest) -> Tensors:
+    """The tensors in `record`, all of which the manifest must know.
+
+    A round's clients in one process share their arrays: what was read last is not read again. Bytes cannot change, so
+    the same bytes under the same names, read by the same manifest, are the same tensors.
+    """
+    content = [(name, array.data, array.dtype, array.shape, array.stype) for name, array in record.items()]
+    last = _last_read.get("task")
+    if last is not None and last.manifest is manifest and _identical(last.content, content):
+        return last.tensors
+    found = read_tensors(record, {name: spec for name, spec in manifest.tensors.items() if name in record})
+    last = _last_read["task"] = _Read(manifest, content, MappingProxyType(found))
+    return last.tensors
+
+
+_Content = list[tuple[str, bytes, str, tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read: by which manifest, from what, and the outcome, which nobody may change."""
+
+    manifest: Manifest
+    content: _Content
+    tensors: Tensors
+
+
+_last_read: dict[str, _Read] = {}
+
+
+def _identical(one: _Content, other: _Content) -> bool:
+    """Whether both are the same bytes in memory, described alike."""
+    return len(one) == len(other) and all(a[1] is b[1] and a == b for a, b in zip(one, other, strict=True))
 
 
 def read_task_facts(content: RecordDict) -> TrainTask:
@@ -137,10 +195,14 @@ def read_task_facts(content: RecordDict) -> TrainTask:
 
     Raises WireError if it is incomplete or cannot be read.
     """
+    return TrainTask(**_task_facts(content), tensors={}, once=None)
+
+
+def _task_facts(content: RecordDict) -> dict[str, Any]:
     record = record_of(content, TASK)
     if "fixed-digest" not in record:
         raise WireError("the task's message has no 'fixed-digest'")
-    return TrainTask(**read_facts(record), tensors={}, once=None, fixed_digest=str(record["fixed-digest"]))
+    return {**read_facts(record), "fixed_digest": str(record["fixed-digest"])}
 
 
 def write_answer(answer: Answer) -> RecordDict:
@@ -163,7 +225,7 @@ def write_declined(reason: str) -> RecordDict:
 
 def declined_reason(content: RecordDict) -> str | None:
     """Why the client said no, fit to be stored and shown; None if it did not."""
-    record = content.config_records.get(DECLINED)
+    record = find_record(content, DECLINED, ConfigRecord)
     return None if record is None else limits.shown(str(record.get("reason")), MOST_REASON)
 
 
@@ -172,13 +234,16 @@ def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
 
     Raises WireError naming the first thing that is not as it must be.
     """
-    for kind, name in ((content.array_records, "arrays"), (content.metric_records, "metrics")):
-        if name not in kind:
-            raise WireError(f"the answer has no {name!r} record")
-    identity = content.config_records.get("answer")
+    arrays = find_record(content, "arrays", ArrayRecord)
+    if arrays is None:
+        raise WireError("the answer has no 'arrays' record")
+    measured = find_record(content, "metrics", MetricRecord)
+    if measured is None:
+        raise WireError("the answer has no 'metrics' record")
+    identity = find_record(content, "answer", ConfigRecord)
     if identity is None:
         raise WireError("the answer does not say which run, round and client it belongs to")
-    metrics = dict(content.metric_records["metrics"])
+    metrics = dict(measured.items())
     samples = metrics.pop(SAMPLES, None)
     if not isinstance(samples, int):
         raise WireError(f"{SAMPLES!r} is {samples!r}, not a whole number")
@@ -186,9 +251,7 @@ def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
         run=str(identity.get("run")),
         round=_whole_number(identity, "round"),
         client=_whole_number(identity, "client"),
-        tensors=read_tensors(
-            content.array_records["arrays"], {name: manifest.tensors[name] for name in manifest.uploaded()}
-        ),
+        tensors=read_tensors(arrays, manifest.expected),
         samples=samples,
         metrics=_measured(metrics),
         head=_ledger_head(identity),

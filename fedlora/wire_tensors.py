@@ -8,20 +8,22 @@ is there, and opens zip files.
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fedlora.adapters.manifest import Tensors, TensorSpec
+from fedlora.flower_internals import NUMPY, arrays_in, encoded
 from fedlora.link.limits import TEXT, shown
 
 FRAME_BYTES = 128
 """What Flower's serialisation (the .npy format) adds to the values of one small-rank array: its header."""
-
-_ENCODING = "numpy.ndarray"
-"""What Flower calls the .npy format."""
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER_AT = len(_MAGIC) + 2  # behind the header's length, 16 bits
@@ -45,12 +47,33 @@ class WireError(ValueError):
 
 def to_record(tensors: Tensors) -> ArrayRecord:
     """The tensors as Flower's record, in their own order."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in tensors.items()})
+    return arrays_in({name: _encode(np.ascontiguousarray(array)) for name, array in tensors.items()})
+
+
+def _encode(array: NDArray[Any]) -> Array:
+    """As Flower does, byte for byte."""
+    dtype, shape = array.dtype, array.shape
+    return encoded(_dtype_text(dtype), shape, b"".join((_header(dtype, shape), array.data)))
+
+
+@lru_cache(maxsize=64)
+def _dtype_text(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
+
+
+@lru_cache(maxsize=4096)  # a model has few different shapes
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What NumPy writes before the values of such an array in C order: 128 bytes, for the shapes of adapters."""
+    described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    file = BytesIO()
+    npy.write_array_header_1_0(file, described)
+    return file.getvalue()
 
 
 def payload_bytes(record: ArrayRecord, names: Iterable[str]) -> int:
     """Serialised bytes of those `names` that the record holds."""
-    return sum(len(record[name].data) for name in names if name in record)
+    arrays = dict(record.items())
+    return sum(len(arrays[name].data) for name in names if name in arrays)
 
 
 def predicted_bytes(specs: Iterable[TensorSpec]) -> int:
@@ -59,29 +82,63 @@ def predicted_bytes(specs: Iterable[TensorSpec]) -> int:
 
 
 def read_tensors(record: ArrayRecord, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
-    """The record's arrays, decoded, in the order of `specs`.
+    """The record's arrays, decoded, in the order of `specs`: read-only, in the memory of the record.
 
     Raises WireError for a missing or unexpected name, a wrong shape or dtype, or more bytes than the shape needs.
     """
-    missing, unexpected = sorted(set(specs) - set(record)), sorted(set(record) - set(specs))
+    if record.keys() != specs.keys():
+        raise _other_names(set(record), set(specs))
+    arrays = dict(record.items())
+    return {name: _decode(name, arrays[name], spec) for name, spec in specs.items()}
+
+
+def _other_names(found: set[str], wanted: set[str]) -> WireError:
+    missing, unexpected = sorted(wanted - found), sorted(found - wanted)
     if missing:
-        raise WireError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if unexpected:
-        raise WireError(f"tensor {unexpected[0][:100]!r} is not expected ({len(unexpected)} in all)")
-    return {name: _decode(name, record[name], spec) for name, spec in specs.items()}
+        return WireError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    return WireError(f"tensor {unexpected[0][:100]!r} is not expected ({len(unexpected)} in all)")
 
 
 def _decode(name: str, array: Array, spec: TensorSpec) -> NDArray[Any]:
-    data, limit = array.data, spec.nbytes + 2 * FRAME_BYTES
-    if len(data) > limit:
-        raise WireError(f"tensor {name!r} takes {len(data)} bytes; {spec.shape} {spec.dtype} needs at most {limit}")
-    begin = _checked_header(name, data, spec)
-    if array.stype != _ENCODING or (array.dtype, tuple(array.shape)) != (spec.dtype, spec.shape):
+    data, form = array.data, _form(spec.dtype, spec.shape)
+    if len(data) == form.nbytes and data.startswith(form.header):
+        begin = len(form.header)
+    else:
+        begin = _begin_otherwise(name, data, spec)
+    if array.stype != NUMPY or array.dtype != spec.dtype or tuple(array.shape) != spec.shape:
         raise WireError(
             f"tensor {name!r} cannot be decoded: its record and its bytes disagree on shape, dtype or encoding"
         )
-    # A copy: what NumPy reads itself is aligned and can be written to as well.
-    return np.frombuffer(data, spec.dtype, math.prod(spec.shape), begin).reshape(spec.shape).copy()
+    return np.frombuffer(data, form.dtype, form.size, begin).reshape(spec.shape)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What an array of a dtype and shape is as NumPy writes it: its header, and how many bytes it has in all.
+
+    nbytes: -1 if `_HEADER` would refuse it.
+    """
+
+    dtype: np.dtype[Any]
+    size: int
+    header: bytes
+    nbytes: int
+
+
+@lru_cache(maxsize=4096)
+def _form(dtype: str, shape: tuple[int, ...]) -> _Form:
+    kind, size = np.dtype(dtype), math.prod(shape)
+    header = _header(kind, shape)
+    fits = _HEADER.fullmatch(header, _HEADER_AT) is not None
+    return _Form(kind, size, header, len(header) + size * kind.itemsize if fits else -1)
+
+
+def _begin_otherwise(name: str, data: bytes, spec: TensorSpec) -> int:
+    """Where the values begin in what does not look as NumPy would write it here, but may be the same."""
+    limit = spec.nbytes + 2 * FRAME_BYTES
+    if len(data) > limit:
+        raise WireError(f"tensor {name!r} takes {len(data)} bytes; {spec.shape} {spec.dtype} needs at most {limit}")
+    return _checked_header(name, data, spec)
 
 
 def _checked_header(name: str, data: bytes, spec: TensorSpec) -> int:

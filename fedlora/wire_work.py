@@ -4,14 +4,16 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.adapters.manifest import Manifest
 from fedlora.config.schema import RunConfig
 from fedlora.config.track import TrackConfig
 from fedlora.wire_tensors import WireError
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ def write_facts(work: Work, **more: str | int) -> ConfigRecord:
     )
 
 
+def readdressed(record: ConfigRecord, client: int, receipt: str) -> ConfigRecord:
+    """The facts in `record` for another client of the same round: all else is the same for everyone."""
+    copied: ConfigRecord = record.copy()
+    copied["client"], copied["receipt"] = client, receipt
+    return copied
+
+
 def travelling(config: RunConfig) -> RunConfig:
     """`config` as clients get it: without where the server writes figures to, and to sites without its own paths.
 
@@ -86,10 +95,16 @@ def travelling(config: RunConfig) -> RunConfig:
 
 def record_of(content: RecordDict, name: str) -> ConfigRecord:
     """The record `name` of a message. Raises WireError if there is none."""
-    found = content.config_records.get(name)
+    found = find_record(content, name, ConfigRecord)
     if found is None:
         raise WireError(f"the task's message has no {name!r}")
     return found
+
+
+def find_record(content: RecordDict, name: str, kind: type[R]) -> R | None:
+    """The record `name` of that kind; None if there is none. (Flower's own views copy all records for one look.)"""
+    found = content.get(name)
+    return found if isinstance(found, kind) else None
 
 
 def read_facts(record: ConfigRecord) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The names that fedlora takes from inside Flower still exist and still mean what the engines rely on."""
 
+import numpy as np
 import pytest
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlora.flower_internals import SERVER_NODE_ID, empty_run, identify, stamp
+from fedlora.flower_internals import NUMPY, SERVER_NODE_ID, arrays_in, empty_run, encoded, identify, stamp
 
 
 def test_a_message_can_be_made_after_identify_and_carries_that_identity() -> None:
@@ -34,3 +35,15 @@ def test_a_stamped_message_is_what_its_reply_refers_to() -> None:
 
 def test_an_empty_run_has_the_id_it_was_given() -> None:
     assert empty_run(5).run_id == 5
+
+
+def test_arrays_and_records_that_are_put_together_are_those_that_flower_makes() -> None:
+    theirs = Array(np.arange(6, dtype=np.float32).reshape(2, 3))
+    ours = encoded("float32", (2, 3), theirs.data)
+    assert (ours, ours.stype, vars(ours).keys()) == (theirs, NUMPY, vars(theirs).keys() - {"_is_dirty"})
+    assert ours.deflate() == theirs.deflate()
+    record, made = arrays_in({"a": ours}), ArrayRecord({"a": theirs})
+    assert (record, record.object_id) == (made, made.object_id)
+    with pytest.raises(TypeError):
+        record["b"] = 3  # as Flower's own does: it looks at what is added
+    assert set(record) == {"a"}

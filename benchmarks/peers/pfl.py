@@ -77,7 +77,7 @@ def simulate(workload: Workload) -> list[float]:
             moments.append(time.perf_counter())
             return False, Metrics()
 
-    learner, rows = Learner(workload.model(SETTINGS.attention)), users(workload)
+    learner, rows = Learner(workload.model(SETTINGS.attention, half=SETTINGS.half)), users(workload)
     trained = [each for each in learner.parameters() if each.requires_grad]
     model = PyTorchModel(
         learner,

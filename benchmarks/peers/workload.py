@@ -76,13 +76,19 @@ class Workload:
             for client in range(self.shape.clients)
         ]
 
-    def model(self, attention: str | None) -> Any:
-        """PEFT's model with a fresh adapter. attention: eager or sdpa; None: what transformers takes by itself."""
+    def model(self, attention: str | None, *, half: bool = False) -> Any:
+        """PEFT's model with a fresh adapter. attention: eager or sdpa; None: what transformers takes by itself.
+
+        half: the base in bfloat16; adapter and head are float32, as PEFT would have it.
+        """
         from peft import LoraConfig, TaskType, get_peft_model
         from transformers import AutoModelForSequenceClassification
 
         chosen = {} if attention is None else {"attn_implementation": attention}
         base = AutoModelForSequenceClassification.from_pretrained(self.folder / "model", **chosen).eval()
+        if half:
+            base.to(torch.bfloat16)
+            base.classifier.float().register_forward_pre_hook(lambda _, args: tuple(each.float() for each in args))
         torch.manual_seed(1)
         settings = LoraConfig(
             task_type=TaskType.SEQ_CLS, r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=["query", "value"]
@@ -135,11 +141,12 @@ def _padded(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, tor
 @dataclass(frozen=True)
 class Settings:
     """How a peer computes. attention, matmul: None leaves what the libraries do by themselves. fresh: a new model for
-    each client, as quick starts do. threads: of one process."""
+    each client, as quick starts do. half: a bfloat16 base. threads: of one process."""
 
     attention: str | None = None
     matmul: str | None = None
     fresh: bool = False
+    half: bool = False
     threads: int = 1
     rounds: int = 4
     workers: int = 2
@@ -154,7 +161,7 @@ class Trainer:
             torch.set_float32_matmul_precision(settings.matmul)
         self._workload, self._settings = workload, settings
         self._batches = workload.batches()
-        self._model = workload.model(settings.attention)
+        self._model = workload.model(settings.attention, half=settings.half)
 
     def start(self) -> dict[str, torch.Tensor]:
         """The adapter's and the head's values."""
@@ -167,7 +174,7 @@ class Trainer:
         from peft import set_peft_model_state_dict
 
         if self._settings.fresh:
-            self._model = self._workload.model(self._settings.attention)
+            self._model = self._workload.model(self._settings.attention, half=self._settings.half)
         set_peft_model_state_dict(self._model, state)
         optimizer = torch.optim.SGD([each for each in self._model.parameters() if each.requires_grad], lr=RATE)
         for ids, mask, labels in self._batches[client]:

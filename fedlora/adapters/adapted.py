@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class AdaptedModel:
         self._layers = layers
         self._parameters = parameters
         self._base_dropout = base_dropout
+        self._sources: dict[str, tuple[bytes, torch.Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -58,11 +60,22 @@ class AdaptedModel:
 
         Raises ModelError for a name, shape or dtype that the manifest does not have; then nothing was changed.
         """
-        for name, array in tensors.items():
-            self._check(name, array)
-        for name, array in tensors.items():
-            # A copy first: arrays that came off a wire are read-only, and torch refuses those.
-            self._parameters[name].copy_(torch.from_numpy(np.array(array)))
+        sources = [self._source(name, array) for name, array in tensors.items()]
+        if sources:
+            torch._foreach_copy_([self._parameters[name] for name in tensors], sources)
+
+    def _source(self, name: str, array: NDArray[np.floating]) -> torch.Tensor:
+        """`array`, checked, for torch. That of bytes is kept: they cannot change, and a round's clients share them."""
+        frozen = _frozen_bytes(array)
+        known = self._sources.get(name)
+        if known is not None and frozen is not None and known[0] is frozen:
+            return known[1]
+        self._check(name, array)
+        # A copy: arrays that came off a wire are read-only, and torch refuses those.
+        found = torch.from_numpy(np.array(array)).to(self._parameters[name].device)
+        if frozen is not None:
+            self._sources[name] = (frozen, found)
+        return found
 
     def read(self, names: Iterable[str]) -> dict[str, NDArray[np.floating]]:
         """Copies of the named tensors, by manifest name."""
@@ -166,6 +179,13 @@ class AdaptedModel:
                 f"tensor {name!r} must be {spec.dtype} of shape {spec.shape}, but is {array.dtype} of shape"
                 f" {array.shape}"
             )
+
+
+def _frozen_bytes(array: NDArray[Any]) -> bytes | None:
+    """What holds the values, where that is all of one message's array (so its bytes say everything); else None."""
+    owner = getattr(array.base, "base", None)
+    whole = isinstance(owner, bytes) and array.base is not None and array.base.size == array.size
+    return owner if whole and array.flags.c_contiguous else None
 
 
 def head_tensors(model: nn.Module, names: Sequence[str]) -> dict[str, NDArray[np.floating]]:

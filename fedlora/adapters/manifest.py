@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class TensorSpec:
     delivery: Delivery
     dtype: str = "float32"
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the values alone."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
@@ -70,7 +71,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All tensors of an adapter in a fixed order, with its `form`, rank `r` and scaling `s`."""
+    """All tensors of an adapter in a fixed order, with its `form`, rank `r` and scaling `s`.
+
+    What follows from it is worked out once: it is asked for with every client of every round.
+    """
 
     form: Form
     r: int
@@ -84,7 +88,16 @@ class Manifest:
 
     def uploaded(self) -> list[str]:
         """The names of what an update contains, in manifest order."""
-        return [name for name, spec in self.tensors.items() if spec.uploaded]
+        return list(self._uploaded)
+
+    @cached_property
+    def _uploaded(self) -> tuple[str, ...]:
+        return tuple(name for name, spec in self.tensors.items() if spec.uploaded)
+
+    @cached_property
+    def expected(self) -> Mapping[str, TensorSpec]:
+        """The specs of what an update contains, by name, in manifest order."""
+        return {name: self.tensors[name] for name in self._uploaded}
 
     def modules(self) -> list[str]:
         """The adapted modules, in manifest order, each once."""
@@ -97,6 +110,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """One canonical line of JSON; equal manifests give equal text."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return json.dumps(asdict(self), sort_keys=False, separators=(",", ":"))
 
     @classmethod
@@ -111,7 +128,11 @@ class Manifest:
 
     def digest(self) -> str:
         """SHA-256 of `to_json()`, in hex."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self._text.encode()).hexdigest()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

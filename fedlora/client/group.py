@@ -10,10 +10,10 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 
 from fedlora.adapters.adapted import AdaptedModel
-from fedlora.adapters.manifest import Delivery, Tensors
+from fedlora.adapters.manifest import Tensors
 from fedlora.client.agreement import agreed_worker
 from fedlora.client.kept import keep_once, kept_tensors, loaded
-from fedlora.client.open import Trained, measure_holdout, open_answer
+from fedlora.client.open import Trained, measure_holdout, open_answer, sent_or_kept
 from fedlora.client.private_group import PrivateGroup
 from fedlora.client.site import Site
 from fedlora.client.worker import Worker
@@ -84,6 +84,6 @@ def _measured(worker: Worker, adapted: AdaptedModel, member: Member) -> dict[str
 
 def _tensors(task: TrainTask, adapted: AdaptedModel, result: LocalResult) -> Tensors:
     """What the client uploads and keeps: its own after training; the model has what nobody trains."""
-    names = [*task.manifest.uploaded(), *task.manifest.names(Delivery.LOCAL)]
+    names = sent_or_kept(task.manifest)
     shared = adapted.read([name for name in names if name not in result.tensors])
     return {name: result.tensors[name] if name in result.tensors else shared[name] for name in names}

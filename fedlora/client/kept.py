@@ -1,11 +1,12 @@
 """What a client keeps between rounds in its Flower context: tensors that it was sent once, and those of its own."""
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedlora.adapters.adapted import AdaptedModel
 from fedlora.adapters.manifest import Delivery, Manifest, Tensors, tensors_digest
 from fedlora.client.worker import Worker
 from fedlora.wire import TrainTask, WireError, read_tensors, to_record
+from fedlora.wire_work import find_record
 
 FIXED, LOCAL, KEPT = "fixed", "local", "kept"
 """The records of a client's state: fixed tensors, its own tensors, and which run and digest they belong to."""
@@ -27,13 +28,27 @@ def keep_once(task: TrainTask, state: RecordDict) -> None:
             state[LOCAL] = to_record({name: task.once[name] for name in manifest.names(Delivery.LOCAL)})
         state[FIXED] = to_record(fixed)
         state[KEPT] = ConfigRecord({"run": task.run, "digest": task.fixed_digest})
-    if not belongs_to(state, task.run) or state.config_records[KEPT]["digest"] != task.fixed_digest:
+    if not belongs_to(state, task.run) or state[KEPT]["digest"] != task.fixed_digest:
         raise WireError("this client does not hold the fixed tensors of this run: the server must send them again")
+
+
+def common_state(state: RecordDict, known: dict[str, RecordDict]) -> RecordDict | None:
+    """The one state for all virtual clients that keep what `state` holds and nothing of their own; None if it has more.
+
+    known: those so far, by what tells them apart; a new one is added. Where a client keeps something of its own, at
+    least its fixed tensors, which have the digest that it compared, become those of the others with that digest.
+    """
+    kept = find_record(state, KEPT, ConfigRecord)
+    if kept is None or FIXED not in state:
+        return None
+    first = known.setdefault(f"{kept['run']!r} {kept['digest']!r}", state)
+    state[FIXED] = first[FIXED]
+    return first if set(state) == {FIXED, LOCAL, KEPT} and not state[LOCAL] and not first[LOCAL] else None
 
 
 def belongs_to(state: RecordDict, run: str) -> bool:
     """Whether what the client keeps is of that run."""
-    kept = state.config_records.get(KEPT)
+    kept = find_record(state, KEPT, ConfigRecord)
     return kept is not None and kept["run"] == run
 
 
@@ -60,12 +75,17 @@ def loaded(task: TrainTask, state: RecordDict, worker: Worker) -> AdaptedModel:
 
 def kept_tensors(task: TrainTask, state: RecordDict, worker: Worker) -> tuple[Tensors, Tensors]:
     """The fixed and the client's own tensors; fixed ones that the worker holds already are not decoded again."""
-    specs = task.manifest.tensors
-    local = read_tensors(state.array_records[LOCAL], {n: specs[n] for n in task.manifest.names(Delivery.LOCAL)})
+    local = _kept(state, LOCAL, task.manifest, Delivery.LOCAL)
     if worker.holds_fixed(task.manifest, task.fixed_digest):
         return {}, local
-    fixed = read_tensors(state.array_records[FIXED], {n: specs[n] for n in task.manifest.names(Delivery.ONCE)})
-    return fixed, local
+    return _kept(state, FIXED, task.manifest, Delivery.ONCE), local
+
+
+def _kept(state: RecordDict, name: str, manifest: Manifest, delivery: Delivery) -> Tensors:
+    record = find_record(state, name, ArrayRecord)
+    if record is None:
+        raise WireError(f"this client's state holds no {name!r} tensors: it was changed, or is of another version")
+    return read_tensors(record, {each: manifest.tensors[each] for each in manifest.names(delivery)})
 
 
 def keep_local(tensors: Tensors, manifest: Manifest, state: RecordDict) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from fedlora.adapters.adapted import AdaptedModel
-from fedlora.adapters.manifest import Delivery, Tensors
+from fedlora.adapters.manifest import Delivery, Manifest, Tensors
 from fedlora.client.agreement import agreed_worker
 from fedlora.client.kept import keep_local, loaded
 from fedlora.client.private import declined
@@ -45,8 +45,14 @@ def answer_openly(task: TrainTask, site: Site, state: RecordDict) -> RecordDict:
     adapted = loaded(task, state, worker)
     holdout = measure_holdout(worker, adapted, task.client)
     result = worker.train(adapted, task.client, task.round)
-    tensors = adapted.read([*task.manifest.uploaded(), *task.manifest.names(Delivery.LOCAL)])
+    tensors = adapted.read([n for n in sent_or_kept(task.manifest) if n not in result.tensors])
+    tensors.update(result.tensors)
     return open_answer(task, site, state, Trained(result, tensors, holdout, time.perf_counter() - began))
+
+
+def sent_or_kept(manifest: Manifest) -> list[str]:
+    """The names of what a client has of its own after its training: what it uploads, then what stays with it."""
+    return [*manifest.uploaded(), *manifest.names(Delivery.LOCAL)]
 
 
 def open_answer(task: TrainTask, site: Site, state: RecordDict, trained: Trained) -> RecordDict:
@@ -71,7 +77,7 @@ def open_answer(task: TrainTask, site: Site, state: RecordDict, trained: Trained
 
 def measure_holdout(worker: Worker, adapted: AdaptedModel, client: int) -> Mapping[str, float]:
     """How the received model does on the client's held-out rows: the task's metrics, named `holdout_…`."""
-    rows = worker.rows(client).holdout
+    rows = worker.rows(client).holdout if worker.config.eval.holdout else ()
     if not len(rows):
         return {}
     metrics = worker.measure(adapted, "train", np.asarray(rows))

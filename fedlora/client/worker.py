@@ -12,9 +12,11 @@ from torch import nn
 
 from fedlora.adapters.adapted import AdaptedModel, head_tensors
 from fedlora.adapters.attach import attach
+from fedlora.adapters.half import halve_base
 from fedlora.adapters.init import derive_seeded
 from fedlora.adapters.manifest import Manifest, Tensors, tensors_digest
 from fedlora.adapters.modules import find_modules
+from fedlora.client.prefix import kept_prefix
 from fedlora.client.processor import processor_digest
 from fedlora.config.schema import RunConfig
 from fedlora.data.base import Partition, Splits
@@ -109,7 +111,11 @@ class Worker:
     def encoded(self, split: str) -> Encoded:
         """The rows of `split` ("train", "validation" or "test"), made ready once."""
         if split not in self._encoded:
-            self._encoded[split] = self.task.encode(getattr(self.splits, split))
+            rows = self.task.encode(getattr(self.splits, split))
+            keeps = self.config.train.keep_prefix
+            self._encoded[split] = (
+                kept_prefix(self.config, self.task, self.base, self.skeleton, rows) if keeps else rows
+            )
         return self._encoded[split]
 
     def rows(self, client: int) -> ClientRows:
@@ -174,6 +180,9 @@ class Worker:
         adapted = attach(
             self.base, manifest, dropout=self.config.adapter.dropout, base_dropout=self.config.model.dropout
         )
+        if self.config.train.precision == "bfloat16":
+            _ = self.base_digest  # of the values as they were loaded
+            halve_base(adapted)
         adapted.load(derive_seeded(manifest))
         return adapted
 
@@ -249,6 +258,8 @@ def split_holdout(rows: NDArray[np.int64], fraction: float, seed: int, client: i
 
     Raises DataError if no row is left to train on.
     """
+    if not fraction and len(rows):
+        return ClientRows(train=rows, holdout=rows[:0])
     distinct = np.unique(rows)
     count = int(len(distinct) * fraction)
     held = stream(seed, "holdout", client).permutation(distinct)[:count]
@@ -263,9 +274,25 @@ _resident: dict[str, Worker] = {}
 
 def worker_for(config: RunConfig) -> Worker:
     """This process's worker for `config`; there is one at a time, the last one asked for."""
-    relevant = config.model_dump_json(exclude={"name", "store", "output"})
-    key = hashlib.sha256(relevant.encode()).hexdigest()
+    key = _key(config)
     if key not in _resident:
         _resident.clear()
         _resident[key] = Worker(config)
     return _resident[key]
+
+
+_keys: dict[int, tuple[RunConfig, str]] = {}
+
+
+def _key(config: RunConfig) -> str:
+    """What tells workers apart. The same configuration, which cannot change, comes with every task of a run."""
+    known = _keys.get(id(config))
+    if known is None or known[0] is not config:
+        _keys.clear()
+        known = _keys[id(config)] = (config, _digest(config))
+    return known[1]
+
+
+def _digest(config: RunConfig) -> str:
+    relevant = config.model_dump_json(exclude={"name", "store", "output", "engine", "track"})
+    return hashlib.sha256(relevant.encode()).hexdigest()

@@ -65,6 +65,7 @@ _DEPENDENT: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "data.prompt": ("task.name", (), ("causal_lm",)),
     "data.answer": ("task.name", (), ("causal_lm",)),
     "data.image": ("task.name", (), ("image_classification",)),
+    "engine.address": ("engine.name", ("ray",), ()),
     "privacy.epsilon": ("privacy.name", ("dp", "central"), ()),
     "privacy.noise_multiplier": ("privacy.name", ("dp", "central"), ()),
     "privacy.participations": ("privacy.name", ("dp",), ()),
@@ -139,6 +140,22 @@ def momentum_of_sgd(config: RunConfig) -> Iterator[Contradiction]:
             ("train.momentum", "train.optimizer"),
             f"train.momentum = {config.train.momentum} is sgd's, and train.optimizer = {config.train.optimizer}:"
             " set 'train.optimizer=sgd' or drop it",
+        )
+
+
+def kept_prefix(config: RunConfig) -> Iterator[Contradiction]:
+    """Kept states are one value for each record, in float32."""
+    if config.train.keep_prefix and config.model.dropout:
+        yield Contradiction(
+            ("train.keep_prefix", "model.dropout"),
+            "train.keep_prefix = true keeps what frozen layers give, which model.dropout = true changes with each step:"
+            " set 'model.dropout=false' or drop it",
+        )
+    if config.train.keep_prefix and config.train.precision != "float32":
+        yield Contradiction(
+            ("train.keep_prefix", "train.precision"),
+            f"train.keep_prefix = true keeps float32 values, which train.precision = {config.train.precision} would not"
+            " give: set 'train.precision=float32' or drop it",
         )
 
 
@@ -252,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     rows_for_clients,
     head_of_task,
     momentum_of_sgd,
+    kept_prefix,
     workers_of_processes,
     noise_of_privacy,
     clipping_of_privacy,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedlora.config.computing import EngineConfig, TrainConfig
 from fedlora.config.federation import FederationConfig
 from fedlora.config.section import Name, Section
 from fedlora.config.track import TrackConfig
@@ -131,36 +132,6 @@ class StrategyConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class TrainConfig(Section):
-    """One client's local training in one round."""
-
-    lr: float = Field(3e-3, gt=0, description="learning rate in round 1")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="fresh in each round")
-    momentum: float = Field(0.0, ge=0, lt=1, description="sgd's momentum")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
-    batch: int = Field(16, ge=1, description="records in a step")
-    steps: int = Field(10, ge=1, description="steps a client takes in a round")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="how the learning rate falls over the rounds (to 0 after the last)"
-    )
-    clip_norm: float | None = Field(None, gt=0, description="bound on the norm of each step's gradient; null: none")
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="torch threads of one client's training; null: 1 in worker processes, else OMP_NUM_THREADS or one a"
-        " core. Same bits need the same",
-    )
-    packing: bool = Field(
-        True,
-        description="pack texts into shared rows where that is exact (BERT, GPT-2, Llama; not model.head=stock): less"
-        " padding",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
-    matmul: Literal["highest", "high", "medium"] = Field(
-        "highest", description="torch's float32 matmul precision; below highest some hardware rounds to bf16 or tf32"
-    )
-
-
 class EvalConfig(Section):
     """When and on what the global model is measured."""
 
@@ -234,26 +205,6 @@ class PrivacyConfig(Section):
     def local(self) -> bool:
         """Whether clients noise what they send."""
         return self.name == "dp"
-
-
-class EngineConfig(Section):
-    """Where virtual clients are trained. It changes the time, never the bits: `group` and `train.threads` do."""
-
-    name: Literal["auto", "sequential", "processes"] = Field(
-        "auto",
-        description="sequential: one client after another, in this process, on all threads; processes: several at once,"
-        " in worker processes of one thread each that share the base model (CPU); auto: processes where that works and"
-        " more than one core is there",
-    )
-    workers: int | None = Field(
-        None, ge=1, description="processes: how many; null: one a core, and no more than clients are asked in a round"
-    )
-    group: int = Field(
-        1,
-        ge=1,
-        description="clients that are trained in one pass over the base model, each as alone up to rounding (1e-5);"
-        " pays where their batches are small. Not with dropout",
-    )
 
 
 class RunConfig(Section):

@@ -5,21 +5,17 @@ and accounted apart from the others. No client's noise, and no bound, depends on
 """
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fedlora.privacy.dp_sgd import DpSgd, Learner, Units, check_losses, clipped_units
+from fedlora.privacy.passes import Unit, passes
 from fedlora.privacy.randomness import RandomSource
 from fedlora.privacy.rows import GradientRows
 from fedlora.tasks.base import move
 from fedlora.training.cohort.stack import Stack
-
-Part = list[NDArray[np.int64]]
 
 
 def private_group_steps(
@@ -58,17 +54,19 @@ def clipped_sums(
 ) -> list[Tensor]:
     """The clipped sum over a Poisson sample of each client's units: K of shape [P]."""
     totals = [rows.zeros() for _ in units]
-    queues = [
-        list(mine.parts(mine.by_length(source.chosen(len(mine), mechanism.rate), learner.encoded), learner.micro_batch))
+    sampled = [
+        [mine.rows[unit] for unit in source.chosen(len(mine), mechanism.rate).tolist()]
         for mine, source in zip(units, sources, strict=True)
     ]
-    for parts in zip_longest(*queues, fillvalue=list[NDArray[np.int64]]()):
+    for parts in passes(sampled, learner.encoded, learner.micro_batch * len(units)):
         for total, found in zip(totals, _pass(learner, stack, rows, parts, mechanism.bound), strict=True):
             total += found
     return totals
 
 
-def _pass(learner: Learner, stack: Stack, rows: GradientRows, parts: Sequence[Part], bound: float) -> list[Tensor]:
+def _pass(
+    learner: Learner, stack: Stack, rows: GradientRows, parts: Sequence[Sequence[Unit]], bound: float
+) -> list[Tensor]:
     """The clipped sums over a few whole units of each client; a client may have none."""
     counts = [sum(map(len, part)) for part in parts]
     records = [int(row) for part in parts for unit in part for row in unit]

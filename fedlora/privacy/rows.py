@@ -20,7 +20,7 @@ class GradientRows:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
         self._offsets = _offsets(self._parameters)
-        self._buffer = torch.empty(0)
+        self._room = self._buffer = torch.empty(0)
         self._written: set[int] = set()
         self.records = 0
 
@@ -32,8 +32,10 @@ class GradientRows:
     def begin(self, records: int) -> None:
         """Makes ready for a backward pass over a batch of `records` records."""
         like = self._parameters[0]
-        if self._buffer.shape != (records, self.width) or self._buffer.dtype is not like.dtype:
-            self._buffer = torch.empty(records, self.width, dtype=like.dtype, device=like.device)
+        if records * self.width > self._room.numel() or self._room.dtype is not like.dtype:
+            self._room = torch.empty(records * self.width, dtype=like.dtype, device=like.device)
+        # Samples differ in size from step to step: the memory that the largest needed is used again.
+        self._buffer = self._room[: records * self.width].view(records, self.width)
         self._written.clear()
         self.records = records
 

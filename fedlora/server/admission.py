@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flwr.app import Message
+from numpy.typing import NDArray
 
 from fedlora.adapters.algebra import distance, product
 from fedlora.adapters.manifest import Manifest, Tensors
@@ -57,8 +59,8 @@ def admit(reply: Message, client: int, expected: Expected) -> Verdict:
     sent = payload_bytes(reply.content.array_records["arrays"], answer.tensors)
     metrics = dict(answer.metrics)
     seconds = max(0.0, metrics.pop("seconds", 0.0))
-    row = RosterRow(client, Outcome.REPORTED, bytes_up=sent, metrics=metrics)
-    return Verdict(row if expected.private else replace(row, samples=answer.samples, seconds=seconds), answer)
+    counted: dict[str, Any] = {} if expected.private else {"samples": answer.samples, "seconds": seconds}
+    return Verdict(RosterRow(client, Outcome.REPORTED, bytes_up=sent, metrics=metrics, **counted), answer)
 
 
 _LINKS_OWN = {LOST_CODE: Outcome.LOST, UNREADABLE_CODE: Outcome.REJECTED, LATE_CODE: Outcome.LATE}
@@ -102,9 +104,24 @@ def check_finite(answer: Answer, client: int, expected: Expected) -> None:
     """No tensor holds NaN or infinity."""
     del client, expected
     for name, array in answer.tensors.items():
+        if surely_finite(array):
+            continue
         wrong = int(array.size - np.isfinite(array).sum())
         if wrong:
             raise WireError(f"tensor {name!r} has {wrong} values that are NaN or infinite")
+
+
+_WIDE = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def surely_finite(array: NDArray[Any]) -> bool:
+    """True only if all values are finite: then so is their sum of squares, unless that overflows. Four times faster
+    than looking at each value."""
+    if array.dtype not in _WIDE:
+        return False
+    flat = array.ravel()
+    with np.errstate(all="ignore"):  # what overflows is looked at value by value
+        return math.isfinite(np.dot(flat, flat))
 
 
 def check_norm(answer: Answer, client: int, expected: Expected) -> None:

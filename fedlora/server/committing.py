@@ -1,7 +1,7 @@
 """How a round becomes durable: measured, maybe while the next one is trained, then committed and told."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +13,8 @@ from fedlora.adapters.manifest import Tensors
 from fedlora.config.schema import RunConfig
 from fedlora.server.checkpoint import Checkpoint
 from fedlora.server.events import ClientRefused, ClientReported, Event, RoundCommitted
-from fedlora.server.flower_strategy import FlowerStrategy
-from fedlora.server.records import Outcome, RoundRecord
+from fedlora.server.flower_strategy import FlowerStrategy, measured_in
+from fedlora.server.records import Outcome, RosterRow, RoundRecord
 from fedlora.strategies.base import State
 
 
@@ -40,7 +40,8 @@ class Links:
     once; what it returns, called, gives the metrics. ahead: whether it measures in the background, so that a round is
     better begun before the last one is committed. commit: makes a round durable. kept: what clients keep of their
     own, by client, where this process holds it (virtual clients). emit: takes events. stop: asked between rounds; True
-    ends the loop after the round that was begun last. desk: see `Desk`.
+    ends the loop after the round that was begun last. desk: see `Desk`. emit_many: takes several events, faster than
+    one by one; None: there is no faster way.
     """
 
     grid: Grid
@@ -52,6 +53,15 @@ class Links:
     emit: Callable[[Event], None]
     stop: Callable[[], bool]
     desk: Desk = field(default_factory=Desk)
+    emit_many: Callable[[Sequence[Event]], None] | None = None
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Emits all of them, in their order."""
+        if self.emit_many is not None:
+            self.emit_many(events)
+            return
+        for event in events:
+            self.emit(event)
 
 
 class Committer:
@@ -88,13 +98,12 @@ class Committer:
     def tell_roster(self, number: int) -> None:
         """Emits an event for each client of round `number`, if that was concluded, well or not."""
         record = self.strategy.record
-        for row in record.roster if record.round == number else ():
-            kind = ClientReported if row.outcome is Outcome.REPORTED else ClientRefused
-            self.links.emit(kind(run=self.strategy.run, round=number, row=row))
+        if record.round == number and record.roster:
+            self.links.tell([_told(self.strategy.run, number, row) for row in record.roster])
 
     def _measure(self, state: State, number: int) -> Callable[[], Mapping[str, float]]:
         last = number == self.config.federation.rounds
-        due = self.config.eval.where != "clients" and (number % self.config.eval.every == 0 or last)
+        due = self.config.eval.where != "clients" and measured_in(self.config, number)
         return self.links.measure(state, self.ahead and not last) if due else dict
 
     def _commit(self, state: State, kept: Mapping[int, Tensors], record: RoundRecord, rng: Mapping[str, Any]) -> None:
@@ -111,6 +120,11 @@ class Committer:
     def _eta(self, left: int) -> float | None:
         recent = self._seconds[-5:]
         return left * sum(recent) / len(recent) if recent else None
+
+
+def _told(run: str, number: int, row: RosterRow) -> Event:
+    kind = ClientReported if row.outcome is Outcome.REPORTED else ClientRefused
+    return kind(run=run, round=number, row=row)
 
 
 AT_WORK = "at_work"

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from fedlora.errors import StoreError
 
 _SYNCS = 8  # files that are synced at a time
+_QUICK = 0.001  # seconds for which a file is waited for without asking for others meanwhile
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REMEDIES = {
     errno.EACCES: "give this user write permission there, or choose another folder",
@@ -33,11 +35,20 @@ def write_synced(path: Path, data: bytes) -> None:
 def sync_files(paths: Iterable[Path]) -> None:
     """Returns when the disk has the contents of all `paths`.
 
-    They are asked for side by side: a journaling file system then writes many of them at once.
+    On a disk that takes its time they are asked for side by side: a journaling file system then writes many of them at
+    once. A fast one has them before the threads for that have begun.
     """
-    with ThreadPoolExecutor(_SYNCS) as pool:
-        for _ in pool.map(_sync_file, paths):
-            pass  # to raise what a thread raised
+    waiting = iter(paths)
+    for path in waiting:
+        began = time.perf_counter()
+        _sync_file(path)
+        if time.perf_counter() - began > _QUICK:
+            break
+    left = list(waiting)
+    if left:
+        with ThreadPoolExecutor(min(_SYNCS, len(left))) as pool:
+            for _ in pool.map(_sync_file, left):
+                pass  # to raise what a thread raised
 
 
 def _sync_file(path: Path) -> None:

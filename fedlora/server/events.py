@@ -227,14 +227,19 @@ class EventLog:
 
     def append(self, event: Event) -> None:
         """Adds one line. Raises StoreError if it cannot be written whole; the file then ends before it."""
+        self.extend([event])
+
+    def extend(self, events: Sequence[Event]) -> None:
+        """Adds a line for each event, in one write: as `append`, for all of them or none."""
         with exclusive(self.path.parent):
-            line = self._sieve.sift(to_json(event).encode(), erasures(self.path.parent))
-            if line is None:
+            erased = erasures(self.path.parent)
+            sifted = (self._sieve.sift(to_json(event).encode(), erased) for event in events)
+            if not (lines := b"".join(line + b"\n" for line in sifted if line is not None)):
                 return
-            with explained("write the event log", self.path, needed=len(line)):
+            with explained("write the event log", self.path, needed=len(lines)):
                 self._follow()
-                append_line(self._file, line + b"\n")
-                if isinstance(event, _DURABLE):
+                append_line(self._file, lines)
+                if any(isinstance(event, _DURABLE) for event in events):
                     os.fsync(self._file)
 
     def _follow(self) -> None:
@@ -258,11 +263,18 @@ class Emitter:
     """Gives each event to the log, then to every listener in order. What a listener raises, the caller gets."""
 
     def __init__(self, log: EventLog | None = None, listeners: Sequence[Listener] = ()) -> None:
-        self._sinks: tuple[Listener, ...] = (*((log.append,) if log else ()), *listeners)
+        self._log, self._listeners = log, tuple(listeners)
 
     def __call__(self, event: Event) -> None:
-        for sink in self._sinks:
-            sink(event)
+        self.many((event,))
+
+    def many(self, events: Sequence[Event]) -> None:
+        """Gives the log all of them at once, then the listeners one after another."""
+        if self._log is not None:
+            self._log.extend(events)
+        for event in events:
+            for listener in self._listeners:
+                listener(event)
 
 
 def read_events(path: Path) -> Iterator[Event]:

@@ -1,30 +1,32 @@
 """The one adapter between fedlora's strategies and Flower: any of them becomes a `flwr.serverapp.strategy.Strategy`."""
 
 import logging
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
-from fedlora.adapters.manifest import Role, tensors_digest
+from fedlora.adapters.manifest import Role
 from fedlora.config.schema import RunConfig
 from fedlora.config.site_rules import FEW, undisguised
 from fedlora.errors import QuorumError, RunError
 from fedlora.privacy.central import BOUND, CentralMechanism, central_source, mechanism_for, release_round
 from fedlora.server.admission import Expected, Verdict, refused
-from fedlora.server.aggregation_error import AggregationError, MeasuredError
-from fedlora.server.client_metrics import clients_found
+from fedlora.server.asking import Asking
 from fedlora.server.cohort import draw_cohort
+from fedlora.server.folding import Folding, InOrder, Rules
 from fedlora.server.judging import evenly, judged
 from fedlora.server.receipts import ReceiptBook
 from fedlora.server.records import Outcome, RosterRow, RoundRecord
-from fedlora.strategies.base import State, Strategy, Update, global_tensors
-from fedlora.wire import Answer, Common, TrainTask, payload_bytes, predicted_bytes, to_record, write_task
+from fedlora.strategies.base import State, Strategy, global_tensors
+from fedlora.wire import Answer, Common, predicted_bytes, to_record
 
 log = logging.getLogger(__name__)
+
+Taken = Callable[[int, Verdict], Verdict]
+"""What is left of a client's verdict once it is taken."""
 
 
 class FlowerStrategy(FlowerBase):
@@ -54,14 +56,11 @@ class FlowerStrategy(FlowerBase):
         self.config = config
         self.run = run
         self.record = RoundRecord(0, {}, ())
-        self._digest = tensors_digest(state.fixed)
-        self._once = to_record({**state.fixed, **state.local})
-        self._provisioned: set[int] = set()
         self._asked: dict[int, int] = {}
-        self._down: dict[int, tuple[int, int, int]] = {}
         self._central = mechanism_for(method, config)
         self._book = book
-        self._common = Common(labels, tokenizer_digest, base_digest)
+        common = Common(labels, tokenizer_digest, base_digest)
+        self._asking = Asking(method, state, config, run, common, book)
 
     @property
     def cohort(self) -> tuple[int, ...]:
@@ -93,7 +92,7 @@ class FlowerStrategy(FlowerBase):
 
     def nodes(self, grid: Grid) -> Sequence[int]:
         """The node of each client, in the order of their numbers. Raises RunError if `grid` has too few."""
-        nodes, clients = sorted(grid.get_node_ids()), self.config.federation.clients
+        nodes, clients = in_order(grid.get_node_ids()), self.config.federation.clients
         if len(nodes) < clients:
             raise RunError(
                 f"the engine has {len(nodes)} nodes, but federation.clients={clients}:"
@@ -103,41 +102,7 @@ class FlowerStrategy(FlowerBase):
 
     def messages(self, server_round: int, asked: Mapping[int, int], state: State) -> list[Message]:
         """The tasks of a round that begins at `state`, for `asked`: node → client."""
-        shared: dict[int, ArrayRecord] = {}
-        return [self._message(server_round, node, client, state, shared) for node, client in asked.items()]
-
-    def _message(
-        self, server_round: int, node: int, client: int, state: State, shared: dict[int, ArrayRecord]
-    ) -> Message:
-        tensors = self.method.plan(state, client)
-        if id(tensors) not in shared:  # a plan that is the same for everyone is serialised once
-            shared[id(tensors)] = to_record(tensors)
-        arrays = shared[id(tensors)]
-        once = None if client in self._provisioned else self._once
-        self._down[client] = self._bytes_down(arrays, once)
-        self._provisioned.add(client)
-        task = TrainTask(
-            run=self.run,
-            round=server_round,
-            client=client,
-            config=self.config,
-            manifest=self.state.manifest,
-            tensors=tensors,
-            once=None,
-            fixed_digest=self._digest,
-            labels=self._common.labels,
-            tokenizer_digest=self._common.tokenizer_digest,
-            base_digest=self._common.base_digest,
-            receipt="" if self._book is None else self._book.newest(client),
-            deadline=deadline_of(self.config),
-        )
-        content = write_task(task, arrays, once)
-        return Message(content, node, MessageType.TRAIN, group_id=str(server_round))
-
-    def _bytes_down(self, arrays: ArrayRecord, once: ArrayRecord | None) -> tuple[int, int, int]:
-        head = [name for name in arrays if self.state.manifest.tensors[name].role is Role.HEAD]
-        in_all, of_head = payload_bytes(arrays, arrays), payload_bytes(arrays, head)
-        return in_all, of_head, 0 if once is None else payload_bytes(once, once)
+        return self._asking.messages(server_round, asked, state)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -147,23 +112,33 @@ class FlowerStrategy(FlowerBase):
         Raises RunError if fewer than `federation.min_reports` updates were admitted; the state is then unchanged. Not
         under central DP: how many report is private, and a round without any is one of noise.
         """
-        self.conclude(server_round, self._verdicts(server_round, replies))
+        if self._central is not None or self.config.federation.sites:
+            self.conclude(server_round, self._verdicts(server_round, replies, whole))
+        else:  # counted in as they come: a cohort's updates need not be in memory together
+            folding = self._folding(server_round)
+            in_order = InOrder(list(self._asked.values()), folding)
+            self.conclude(server_round, self._verdicts(server_round, replies, in_order.take), folding=folding)
         return to_record(self.state.shared), MetricRecord(dict(self.record.metrics))
 
-    def conclude(self, server_round: int, found: Mapping[int, Verdict], waiting: str = "") -> None:
+    def conclude(
+        self, server_round: int, found: Mapping[int, Verdict], waiting: str = "", folding: Folding | None = None
+    ) -> None:
         """Ends a round with what became of its clients: folds, finishes, and writes `record`.
 
-        waiting: who has not ended, for an error's text. Raises as `aggregate_train` does.
+        waiting: who has not ended, for an error's text. folding: where the updates are counted in already. Raises as
+        `aggregate_train` does.
         """
         self._note_heads(found)
-        self._provisioned -= {client for client, verdict in found.items() if verdict.answer is None}
+        self._asking.forget([client for client, verdict in found.items() if verdict.answer is None])
         verdicts = [found[client] for client in sorted(found)]
         answers = [verdict.answer for verdict in verdicts if verdict.answer is not None]
         roster = [self._with_bytes_down(verdict.row) for verdict in verdicts]
         self.record = self._account(server_round, roster)
         if self._central is None:
             self._require(answers, roster, waiting)
-            metrics = self._fold(answers)
+            answers = evenly(answers)
+            done = folding or self._folded(server_round, answers)
+            self.state, metrics = done.finish(answers)
         else:
             metrics = self._fold_noised(self._central, answers)
         self.record = replace(self.record, metrics=metrics)
@@ -179,7 +154,7 @@ class FlowerStrategy(FlowerBase):
             private=self.config.privacy.local,
         )
 
-    def _verdicts(self, server_round: int, replies: Iterable[Message]) -> dict[int, Verdict]:
+    def _verdicts(self, server_round: int, replies: Iterable[Message], taken: Taken) -> dict[int, Verdict]:
         expected = self.expected(server_round, self.state)
         found: dict[int, Verdict] = {}
         for reply in replies:
@@ -187,10 +162,11 @@ class FlowerStrategy(FlowerBase):
             if client is None or client in found:
                 log.warning("an answer from node %s was not asked for: ignored", reply.metadata.src_node_id)
                 continue
-            found[client] = judged(reply, client, expected)
+            found[client] = taken(client, judged(reply, client, expected))
         lost = "no answer came before the round's deadline (federation.timeout)"
         for client in self._asked.values():
-            found.setdefault(client, refused(client, Outcome.LOST, lost))
+            if client not in found:
+                found[client] = taken(client, refused(client, Outcome.LOST, lost))
         return found
 
     def _note_heads(self, found: Mapping[int, Verdict]) -> None:
@@ -199,10 +175,10 @@ class FlowerStrategy(FlowerBase):
                 self._book.note(client, verdict.answer.head)
 
     def _with_bytes_down(self, row: RosterRow) -> RosterRow:
-        return replace(row, bytes_down=self._down[row.client][0])
+        return replace(row, bytes_down=self._asking.down[row.client].nbytes)
 
     def _account(self, server_round: int, roster: list[RosterRow]) -> RoundRecord:
-        downs = [self._down[row.client] for row in roster]
+        downs = [self._asking.down[row.client] for row in roster]
         manifest = self.state.manifest
         head_up = [name for name in manifest.uploaded() if manifest.tensors[name].role is Role.HEAD]
         reported = sum(row.outcome is Outcome.REPORTED for row in roster)
@@ -211,10 +187,10 @@ class FlowerStrategy(FlowerBase):
             metrics={},
             roster=roster,
             bytes_up=sum(row.bytes_up for row in roster),
-            bytes_down=sum(down[0] for down in downs),
-            bytes_once=sum(down[2] for down in downs),
+            bytes_down=sum(down.nbytes for down in downs),
+            bytes_once=sum(down.once for down in downs),
             bytes_up_head=reported * predicted_bytes(manifest.tensors[name] for name in head_up),
-            bytes_down_head=sum(down[1] for down in downs),
+            bytes_down_head=sum(down.head for down in downs),
         )
 
     def _require(self, answers: list[Answer], roster: list[RosterRow], waiting: str) -> None:
@@ -226,16 +202,15 @@ class FlowerStrategy(FlowerBase):
                 f" {why}={least} ({'; '.join([*reasons, waiting] if waiting else reasons)})"
             )
 
-    def _fold(self, answers: list[Answer]) -> dict[str, float]:
-        before, answers = self.state, evenly(answers)
-        partial = self.method.begin(before)
-        error = AggregationError.begin(before)
+    def _folding(self, server_round: int) -> Folding:
+        rules = Rules(self.config.federation.weighting == "samples", measured_in(self.config, server_round))
+        return Folding(self.method, self.state, rules)
+
+    def _folded(self, server_round: int, answers: list[Answer]) -> Folding:
+        folding = self._folding(server_round)
         for answer in answers:
-            update = Update(answer.client, answer.tensors, self._weight(answer))
-            partial = self.method.fold(before, partial, update)
-            error = error.fold(update)
-        self.state, metrics = self.method.finish(before, partial)
-        return {**metrics, **clients_found(answers), **_error_metrics(error.finish(self.state))}
+            folding.add(answer)
+        return folding
 
     def _fold_noised(self, mechanism: CentralMechanism, answers: list[Answer]) -> dict[str, float]:
         """What is told of the round is released: no training loss, no aggregation error."""
@@ -245,9 +220,6 @@ class FlowerStrategy(FlowerBase):
         self.state, metrics = self.method.finish(before, partial)
         self._central = released.following
         return {**metrics, **released.metrics}
-
-    def _weight(self, answer: Answer) -> float:
-        return float(answer.samples) if self.config.federation.weighting == "samples" else 1.0
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -262,23 +234,24 @@ class FlowerStrategy(FlowerBase):
         return None
 
 
+def in_order(nodes: Iterable[int]) -> Sequence[int]:
+    """The nodes in ascending order. A range stays one: virtual clients are as many as you like."""
+    return nodes if isinstance(nodes, range) and nodes.step > 0 else sorted(nodes)
+
+
+def measured_in(config: RunConfig, number: int) -> bool:
+    """Whether a round is measured: every `eval.every`-th is, and the last."""
+    return number % config.eval.every == 0 or number == config.federation.rounds
+
+
+def whole(client: int, verdict: Verdict) -> Verdict:
+    """All of it: the updates are needed together."""
+    del client
+    return verdict
+
+
 def needed(config: RunConfig) -> tuple[int, str]:
     """How many updates a round needs to be released, and the setting that says so."""
     if undisguised(config) and config.federation.min_reports < FEW:
         return FEW, "what hides a single site (federation.release_few)"
     return config.federation.min_reports, "federation.min_reports"
-
-
-def deadline_of(config: RunConfig) -> float | None:
-    """When a round that begins now ends for its clients, in seconds since the epoch; None if it does not.
-
-    A buffered round's end is not that of those at work.
-    """
-    timeout = config.federation.timeout
-    return None if timeout is None or config.federation.buffered else time.time() + timeout
-
-
-def _error_metrics(error: MeasuredError | None) -> dict[str, float]:
-    if error is None:  # clients keep a factor to themselves: there is no error to tell
-        return {}
-    return {"aggregation_error": error.value, "aggregation_error_estimated": float(error.estimated)}

@@ -5,8 +5,10 @@ committed whole (checkpoint and database row) or did not happen. An engine that 
 global model of one round while it trains the next; the round is committed when its measurement is there.
 """
 
+import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 from flwr.app import ConfigRecord
@@ -21,6 +23,19 @@ from fedlora.server.flower_strategy import FlowerStrategy
 from fedlora.server.records import RoundRecord
 from fedlora.strategies.base import State
 from fedlora.wire import to_record
+
+
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """Keeps the garbage collector from looking, for the block, at what is there already: libraries, model and data.
+
+    It would go through all of it again and again, for the many small objects of a round's messages.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Rounds(Protocol):
@@ -98,7 +113,8 @@ class RoundLoop:
     def run(self, done: int) -> int:
         """Runs the rounds after `done`; returns the number of the last committed one."""
         try:
-            last = self._run(done)
+            with settled_heap():
+                last = self._run(done)
         except Exception:
             self._rounds.close()
             raise

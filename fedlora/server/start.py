@@ -11,7 +11,7 @@ from fedlora.adapters.manifest import Delivery, Form, Manifest, Role, Tensors, T
 from fedlora.config.schema import RunConfig
 from fedlora.errors import RunError
 from fedlora.server.admission import Expected, Verdict, admit
-from fedlora.server.flower_strategy import deadline_of
+from fedlora.server.asking import deadline_of
 from fedlora.server.receipts import ReceiptBook
 from fedlora.server.records import RoundRecord
 from fedlora.strategies.base import Setup, State, Strategy, sketch_name

@@ -19,8 +19,10 @@ from fedlora.errors import RunError
 from fedlora.server.committing import Desk
 from fedlora.simulations.measure import measure_state
 from fedlora.simulations.processes import WorkerPool, can_fork
+from fedlora.simulations.ray_link import require_ray
 from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid, groups_of
 from fedlora.strategies.base import State
+from fedlora.training.matmul import matmul_precision
 from fedlora.training.settings import resolve_device
 
 
@@ -54,7 +56,7 @@ MakeEngine = Callable[[RunConfig, ClientApp, Worker], AbstractContextManager[Eng
 def sequential(config: RunConfig, app: ClientApp, worker: Worker) -> Iterator[Engine]:
     """One virtual client after another in this process. The reference for all other engines."""
     grid = VirtualGrid(
-        InProcess(_clients(config, app)), config.federation.clients, split=groups_of(config.engine.group, 1)
+        InProcess(_clients(config, app)), config.federation.clients, split=groups_of(config.engine.together, 1)
     )
     yield around(grid, worker)
 
@@ -63,12 +65,12 @@ def sequential(config: RunConfig, app: ClientApp, worker: Worker) -> Iterator[En
 def processes(config: RunConfig, app: ClientApp, worker: Worker) -> Iterator[Engine]:
     """Several virtual clients at once, in forked workers. What `worker` has loaded, they share."""
     with WorkerPool(_clients(config, app), worker, config.engine.workers or 1) as pool:
-        grid = VirtualGrid(pool, config.federation.clients, split=groups_of(config.engine.group, pool.workers))
+        grid = VirtualGrid(pool, config.federation.clients, split=groups_of(config.engine.together, pool.workers))
         yield Engine(grid, grid.ask, partial(_measure_in, pool, config.federation.cohort), ahead=True)
 
 
 def _clients(config: RunConfig, app: ClientApp) -> Clients:
-    together = partial(answer_group, site=SimulatedSite()) if config.engine.group > 1 else None
+    together = partial(answer_group, site=SimulatedSite()) if config.engine.together > 1 else None
     return Clients(app, together)
 
 
@@ -131,7 +133,14 @@ def _measure_in(
     return pool.measure(state, split, idle if followed else pool.workers)
 
 
-ENGINES: Mapping[str, MakeEngine] = {"sequential": sequential, "processes": processes}
+def _on_ray(config: RunConfig, app: ClientApp, worker: Worker) -> AbstractContextManager[Engine]:
+    """See `ray_engine`, which is imported only for a run that asks for it."""
+    from fedlora.simulations.ray_actors import ray_engine
+
+    return ray_engine(config, app, worker)
+
+
+ENGINES: Mapping[str, MakeEngine] = {"sequential": sequential, "processes": processes, "ray": _on_ray}
 """`engine.name` → its maker."""
 
 
@@ -147,19 +156,47 @@ def settle(config: RunConfig) -> RunConfig:
         )
     _refuse_groups(config)
     cores = torch.get_num_threads()
+    config = _with_open_group(config)
+    if config.engine.name == "ray":
+        require_ray()
+        return _with(config, "ray", _actors(config, cores), config.train.threads or 1)
     workers = config.engine.workers or min(cores, config.federation.cohort)
     if config.engine.name == "processes" or (config.engine.name == "auto" and workers > 1 and _fit_to_fork(config)):
-        return _with(config, "processes", workers, 1)
-    return _with(config, "sequential", None, config.train.threads or cores)
+        return _on_this_machine(_with(config, "processes", workers, 1))
+    return _on_this_machine(_with(config, "sequential", None, config.train.threads or cores))
+
+
+def _on_this_machine(config: RunConfig) -> RunConfig:
+    """With the precision of products that `auto` is here; an actor or a site elsewhere chooses its own."""
+    chosen = matmul_precision(config.train, resolve_device(config.train))
+    return config.model_copy(update={"train": config.train.model_copy(update={"matmul": chosen})})
+
+
+def _with_open_group(config: RunConfig) -> RunConfig:
+    """An open `engine.group` stays so, for the data to decide, where groups are possible."""
+    if config.engine.group is not None or not _against_groups(config):
+        return config
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"group": 1})})
 
 
 def engine_words(config: RunConfig) -> str:
     """A settled engine in a few words."""
-    together = f", {config.engine.group} clients in a pass" if config.engine.group > 1 else ""
+    group = config.engine.together
+    together = f", {group} clients in a pass" if group > 1 else ""
     if config.engine.name == "processes":
         return f"{config.engine.workers} worker processes{together}"
+    if config.engine.name == "ray":
+        return f"{config.engine.workers or 'as many'} Ray actors{'' if config.engine.workers else ' as fit'}{together}"
     threads = config.train.threads
     return ("1 thread" if threads == 1 else f"{threads} threads") + together
+
+
+def _actors(config: RunConfig, cores: int) -> int | None:
+    """How many Ray actors there are to be; None: as many as the cluster at `engine.address` has places for."""
+    if config.engine.workers or config.engine.address is not None:
+        return config.engine.workers
+    gpus = torch.cuda.device_count() if resolve_device(config.train).type == "cuda" else 0
+    return min(gpus or max(1, cores // (config.train.threads or 1)), config.federation.cohort)
 
 
 def _fit_to_fork(config: RunConfig) -> bool:
@@ -168,16 +205,18 @@ def _fit_to_fork(config: RunConfig) -> bool:
 
 def _refuse_groups(config: RunConfig) -> None:
     """Raises RunError for a group of clients that would not train as each of them alone."""
-    reasons = {
-        "adapter.dropout": config.adapter.dropout > 0,
-        "model.dropout": config.model.dropout,
-    }
-    found = [name for name, there in reasons.items() if there]
-    if config.engine.group > 1 and found:
+    group, found = config.engine.together, _against_groups(config)
+    if group > 1 and found:
         raise RunError(
-            f"engine.group={config.engine.group} cannot be used with {', '.join(found)}: each client draws its own"
+            f"engine.group={group} cannot be used with {', '.join(found)}: each client draws its own"
             " masks, which one pass for several does not; set engine.group=1"
         )
+
+
+def _against_groups(config: RunConfig) -> list[str]:
+    """The settings with which clients in a group would not train as alone."""
+    reasons = {"adapter.dropout": config.adapter.dropout > 0, "model.dropout": config.model.dropout}
+    return [name for name, there in reasons.items() if there]
 
 
 def _with(config: RunConfig, name: str, workers: int | None, threads: int) -> RunConfig:

@@ -186,11 +186,12 @@ def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) 
     outputs = getattr(shape, "vocab_size", 0) if config.task.name == "causal_lm" else 0
     trained = sum(spec.nbytes for spec in manifest.tensors.values() if spec.trained)
     copies = 2 + OPTIMIZER_COPIES[config.train.optimizer] + (config.train.momentum > 0)
+    group, half = config.engine.together, 0.5 if config.train.precision == "bfloat16" else 1.0
     frozen = sum(spec.nbytes for spec in manifest.tensors.values() if not spec.trained)
     return Memory(
-        base=sum(p.numel() * p.element_size() for p in skeleton.parameters()),
-        adapter=frozen + (copies + (records if private else 0)) * trained,
-        activations=int(layers * layer + 3 * 4 * tokens * records * outputs),
+        base=int(half * sum(p.numel() * p.element_size() for p in skeleton.parameters())),
+        adapter=frozen + group * (copies + (records if private else 0)) * trained,
+        activations=group * int(layers * layer + 3 * 4 * tokens * records * outputs),
         workers=config.engine.workers or 1,
     )
 

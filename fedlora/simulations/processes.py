@@ -1,32 +1,40 @@
 """Worker processes for virtual clients: forked, so that all share one base model and one copy of the data."""
 
+import copyreg
 import gc
+import math
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from numpy.typing import NDArray
 
 from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.client.worker import Worker
 from fedlora.errors import RunError
-from fedlora.simulations.virtual import WORKER_DIED, Called, Clients
+from fedlora.flower_internals import arrays_in, encoded
+from fedlora.simulations.virtual import WORKER_DIED, Called, Clients, Group
 from fedlora.strategies.base import State, global_tensors
 from fedlora.training.evaluate import Shard, means
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Values = Mapping[str, NDArray[np.float64]]
+
+
+SHARD = 32
+"""The most groups of clients that are handed to a worker in one call."""
 
 
 def can_fork() -> bool:
@@ -64,6 +72,14 @@ class WorkerPool:
         """See `Caller`. The future raises BrokenExecutor if the worker process died."""
         return self._submit(_call, messages, contexts)
 
+    def call_all(self, groups: Sequence[Group]) -> Sequence[Future[Sequence[Called]]]:
+        """See `Sharing`. A worker that dies costs all groups of its shard, `SHARD` of them at most."""
+        waiting, futures = iter(groups), list[Future[Sequence[Called]]]()
+        for size in shards(len(groups), self.workers):
+            shard = list(islice(waiting, size))
+            futures += _each(self._submit(_call_shard, shard), size)
+        return futures
+
     def measure(self, state: State, split: str, parts: int) -> Callable[[], Mapping[str, float]]:
         """Begins to measure `state` on `split`, in `parts` calls.
 
@@ -99,6 +115,31 @@ class WorkerPool:
         return pool
 
 
+def shards(groups: int, workers: int) -> list[int]:
+    """How many of the groups go in each call: fewer towards the end, so that all workers end together."""
+    sizes, left = list[int](), groups
+    while left:
+        sizes.append(min(SHARD, math.ceil(left / (2 * workers))))
+        left -= sizes[-1]
+    return sizes
+
+
+def _each(shard: Future[Sequence[Sequence[Called]]], size: int) -> list[Future[Sequence[Called]]]:
+    """A future for each group of a shard. Cancelling one has no effect: the shard goes on."""
+    parts: list[Future[Sequence[Called]]] = [Future() for _ in range(size)]
+
+    def done(whole: Future[Sequence[Sequence[Called]]]) -> None:
+        error = CancelledError() if whole.cancelled() else whole.exception()
+        for place, part in enumerate(parts):
+            if error is None:
+                part.set_result(whole.result()[place])
+            else:
+                part.set_exception(error)
+
+    shard.add_done_callback(done)
+    return parts
+
+
 def _gathered(futures: Sequence[Future[Values]]) -> Mapping[str, float]:
     try:
         return means([future.result() for future in futures])
@@ -114,6 +155,7 @@ def _begin(clients: Clients, worker: Worker) -> None:
     """Makes a fresh child of this process a worker."""
     global _clients, _worker
     _clients, _worker = clients, worker
+    copyreg.pickle(ArrayRecord, _as_tuples)  # between these processes alone
     gc.freeze()  # objects of the parent (its database, say) are not to be collected and closed here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork either
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides what it means
@@ -121,11 +163,24 @@ def _begin(clients: Clients, worker: Worker) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
+def _as_tuples(record: ArrayRecord) -> tuple[Callable[..., ArrayRecord], tuple[Any, ...]]:
+    """How a worker's answers go to its parent: an object for each array would take eight times as long."""
+    return _from_tuples, ([(name, each.dtype, each.shape, each.stype, each.data) for name, each in record.items()],)
+
+
+def _from_tuples(arrays: Sequence[tuple[str, str, tuple[int, ...], str, bytes]]) -> ArrayRecord:
+    return arrays_in({name: encoded(dtype, shape, data, stype) for name, dtype, shape, stype, data in arrays})
+
+
 def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
     os._exit(1)
+
+
+def _call_shard(groups: Sequence[Group]) -> Sequence[Sequence[Called]]:
+    return [_clients.answer(messages, contexts) for messages, contexts in groups]
 
 
 def _call(messages: Sequence[Message], contexts: Sequence[Context]) -> Sequence[Called]:

@@ -39,6 +39,7 @@ from fedlora.server.rounds import RoundLoop
 from fedlora.server.start import first_state
 from fedlora.server.store import RunStore
 from fedlora.simulations.engines import ENGINES, Engine, Linked, around, engine_words, over_link, settle
+from fedlora.simulations.grouping import with_group
 from fedlora.simulations.ledgers import close_ledgers, refuse_more_rounds, with_ledgers
 from fedlora.simulations.results import leave_results
 from fedlora.simulations.sites import common_to, keeps_ledgers, refuse
@@ -109,7 +110,7 @@ def _tracked(watch: Watch, config: RunConfig) -> Watch:
 
 def _driven_elsewhere(config: RunConfig) -> RunConfig:
     """`config` for a grid whose clients are not in this process: what is left to do here needs no workers."""
-    return config.model_copy(update={"engine": EngineConfig(name="sequential", workers=None, group=1)})
+    return config.model_copy(update={"engine": EngineConfig(name="sequential", workers=None, address=None, group=1)})
 
 
 class _Run:
@@ -139,6 +140,7 @@ class _Run:
         worker = worker_for(self.config)
         if not self.config.federation.sites:
             worker.check_partition()
+            self.config = with_group(self.config, worker)
         checkpoint = last_committed(self.store, self.info)
         emit(self._opening(checkpoint))
         method = make_strategy(self.config.strategy)
@@ -225,6 +227,7 @@ class _Run:
             commit=durable,
             kept=lambda: _kept(engine.grid),
             emit=emit,
+            emit_many=emit.many,
             stop=self.watch.stop,
             desk=engine.desk,
         )

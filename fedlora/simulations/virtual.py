@@ -1,20 +1,22 @@
 """A Flower Grid of virtual clients: nodes that exist only as their number and what they keep between rounds."""
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedlora.client.kept import common_state
 from fedlora.flower_internals import SERVER_NODE_ID, Run, empty_run, identify, stamp
+from fedlora.simulations.splits import Split, singly
+from fedlora.simulations.splits import groups_of as groups_of
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,19 @@ class Caller(Protocol):
 
         The future raises BrokenExecutor if the place where the app was called is gone.
         """
+        ...
+
+
+Group = tuple[Sequence[Message], Sequence[Context]]
+"""Messages that are answered together, and their clients' contexts."""
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A `Caller` that takes many groups at once, and hands them on in shards: one call for several groups."""
+
+    def call_all(self, groups: Sequence[Group]) -> Sequence[Future[Sequence[Called]]]:
+        """The outcomes of each group, as `Caller.call` gives them."""
         ...
 
 
@@ -88,6 +103,24 @@ class InProcess:
         future.set_result(self._clients.answer(messages, contexts))
         return future
 
+    def call_all(self, groups: Sequence[Group]) -> Sequence[Future[Sequence[Called]]]:
+        """See `Sharing`. Each group is called when its outcome is asked for: what came before can be let go then."""
+        return [_Later(partial(self._clients.answer, *group)) for group in groups]
+
+
+class _Later(Future[Sequence[Called]]):
+    """A future whose outcome is worked out by whoever asks for it first, in that thread."""
+
+    def __init__(self, work: Callable[[], Sequence[Called]]) -> None:
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> Sequence[Called]:
+        """The outcome."""
+        if not self.done():
+            self.set_result(self._work())
+        return super().result(timeout)
+
 
 def call_app(app: ClientApp, message: Message, context: Context) -> Called:
     """Calls `app`; if it raises, the reply says so, as on Flower's SuperNode."""
@@ -109,31 +142,11 @@ def error_reply(message: Message, reason: str) -> Message:
     return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)
 
 
-Split = Callable[[int], Sequence[int]]
-"""Gives the sizes of the groups into which that many messages are dealt, in their order."""
-
-
-def singly(messages: int) -> Sequence[int]:
-    """Each message by itself."""
-    return [1] * messages
-
-
-def groups_of(size: int, places: int) -> Split:
-    """Groups of at most `size`, as equal as can be, and as many for each of the `places` that work side by side."""
-
-    def split(messages: int) -> Sequence[int]:
-        count = math.ceil(messages / size)
-        count = min(messages, math.ceil(count / places) * places)
-        return [len(part) for part in np.array_split(range(messages), count)] if count else []
-
-    return split
-
-
 class VirtualGrid(Grid):
     """A `flwr.serverapp.Grid` whose nodes are virtual clients, called through a `Caller`.
 
-    Client i is node i + 2. Each node has a Flower `Context` of its own, made on first use, whose state lasts as long as
-    the grid: what a client keeps between rounds lives there.
+    Client i is node i + 2. Each node has a Flower `Context`, made for each call, whose state lasts as long as the grid:
+    what a client keeps between rounds lives there. Clients that keep the same have one state together.
     """
 
     def __init__(self, caller: Caller, clients: int, run_id: int = 1, split: Split = singly) -> None:
@@ -143,7 +156,9 @@ class VirtualGrid(Grid):
         self._clients = clients
         self._split = split
         self._run = empty_run(run_id)
-        self._contexts: dict[int, Context] = {}
+        self._states: dict[int, RecordDict] = {}
+        self._alike: dict[int, RecordDict] = {}
+        self._known: dict[str, RecordDict] = {}
         self._calls: dict[str, tuple[Message, Future[Sequence[Called]], int]] = {}
 
     def set_run(self, run: Run) -> None:
@@ -185,13 +200,21 @@ class VirtualGrid(Grid):
         is cancelled, or its outcome forgotten.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        ids: list[str] = []
         waiting = iter(messages := list(messages))
-        for size in self._split(len(messages)):
+        groups = [list(islice(waiting, size)) for size in self._split(len(messages))]
+        if deadline is None and isinstance(self._caller, Sharing):
+            ids = self._push_all(groups, self._caller)
+            return lambda: self._as_they_come(ids)
+        ids = []
+        for group in groups:  # in shards, those that are in time would wait for those that are not
             if deadline is not None and time.monotonic() >= deadline:
                 break
-            ids += self._push(list(islice(waiting, size)))
+            ids += self._push(group)
         return lambda: self._collect(ids, deadline)
+
+    def _as_they_come(self, ids: Sequence[str]) -> Iterator[Message]:
+        for message_id in ids:
+            yield self._reply(*self._calls.pop(message_id))
 
     def _collect(self, ids: Sequence[str], deadline: float | None) -> Iterable[Message]:
         wait([self._calls[i][1] for i in ids], None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -200,13 +223,24 @@ class VirtualGrid(Grid):
             self._calls.pop(late)[1].cancel()
         return replies
 
+    def _push_all(self, groups: Sequence[Sequence[Message]], caller: Sharing) -> list[str]:
+        ids = [[stamp(message) for message in group] for group in groups]
+        futures = caller.call_all([(group, self._contexts_of(group)) for group in groups])
+        for part, group, future in zip(ids, groups, futures, strict=True):
+            self._note(part, group, future)
+        return [message_id for part in ids for message_id in part]
+
     def _push(self, messages: Sequence[Message]) -> list[str]:
         ids = [stamp(message) for message in messages]
-        future = self._caller.call(messages, [self._context(message.metadata.dst_node_id) for message in messages])
-        self._calls |= {
-            i: (message, future, place) for place, (i, message) in enumerate(zip(ids, messages, strict=True))
-        }
+        self._note(ids, messages, self._caller.call(messages, self._contexts_of(messages)))
         return ids
+
+    def _contexts_of(self, messages: Sequence[Message]) -> list[Context]:
+        return [self._context(message.metadata.dst_node_id) for message in messages]
+
+    def _note(self, ids: Sequence[str], messages: Sequence[Message], future: Future[Sequence[Called]]) -> None:
+        for place, (message_id, message) in enumerate(zip(ids, messages, strict=True)):
+            self._calls[message_id] = (message, future, place)
 
     def _reply(self, message: Message, future: Future[Sequence[Called]], place: int) -> Message:
         try:
@@ -215,29 +249,46 @@ class VirtualGrid(Grid):
             reply = error_reply(message, WORKER_DIED)
         else:
             reply = called.reply
-            self._context(message.metadata.dst_node_id).state = called.state
+            self._keep(message.metadata.dst_node_id, called.state)
         stamp(reply)
         return reply
 
     def kept(self, record: str) -> Mapping[int, ArrayRecord]:
-        """What each client keeps under the name `record`, by client number; clients without it are left out."""
-        return {
-            node - SERVER_NODE_ID - 1: context.state.array_records[record]
-            for node, context in sorted(self._contexts.items())
-            if record in context.state.array_records
+        """What each client keeps under the name `record`, by client number.
+
+        Left out are clients without it, and those that keep nothing but what all have.
+        """
+        found = {
+            node - SERVER_NODE_ID - 1: kept
+            for node, state in self._states.items()
+            if isinstance(kept := state.get(record), ArrayRecord)
         }
+        return dict(sorted(found.items()))
 
     def state_of(self, client: int) -> RecordDict:
         """The state of one client, to restore what a checkpoint kept."""
-        return self._context(client + SERVER_NODE_ID + 1).state
+        return self._state(client + SERVER_NODE_ID + 1)
+
+    def _state(self, node: int) -> RecordDict:
+        """The node's own, so that it can be changed."""
+        if node not in self._states:
+            alike = self._alike.pop(node, None)
+            self._states[node] = RecordDict() if alike is None else alike.copy()
+        return self._states[node]
+
+    def _keep(self, node: int, state: RecordDict) -> None:
+        common = common_state(state, self._known)
+        if common is None:
+            self._alike.pop(node, None)
+            self._states[node] = state
+        else:
+            self._states.pop(node, None)
+            self._alike[node] = common
 
     def _context(self, node: int) -> Context:
-        if node not in self._contexts:
-            config: dict[str, bool | float | int | str] = {
-                "partition-id": node - SERVER_NODE_ID - 1,
-                "num-partitions": self._clients,
-            }
-            self._contexts[node] = Context(
-                run_id=self._run.run_id, node_id=node, node_config=config, state=RecordDict(), run_config={}
-            )
-        return self._contexts[node]
+        config: dict[str, bool | float | int | str] = {
+            "partition-id": node - SERVER_NODE_ID - 1,
+            "num-partitions": self._clients,
+        }
+        state = self._alike[node].copy() if node in self._alike else self._states.get(node, RecordDict()).copy()
+        return Context(run_id=self._run.run_id, node_id=node, node_config=config, state=state, run_config={})

@@ -170,10 +170,10 @@ class Strategy(ABC):
     def fold(self, state: State, partial: Partial, update: Update) -> Partial:
         """`partial` with one more client's `update` counted in."""
         del state
-        sums = {
-            name: partial.sums.get(name, 0.0) + update.weight * np.asarray(array, dtype=np.float64)
-            for name, array in update.tensors.items()
-        }
+        sums = {name: update.weight * np.asarray(array, dtype=np.float64) for name, array in update.tensors.items()}
+        for name, term in sums.items():
+            if name in partial.sums:
+                np.add(partial.sums[name], term, out=term)
         return replace(partial, weight=partial.weight + update.weight, sums=sums)
 
     def merge(self, left: Partial, right: Partial) -> Partial:

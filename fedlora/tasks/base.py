@@ -96,5 +96,7 @@ class Task(Protocol):
 
 
 def move(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`."""
+    """The batch on `device`; to a GPU from page-locked memory, so that the copy does not hold up what is computed."""
+    if device.type == "cuda":
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

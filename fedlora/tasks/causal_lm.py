@@ -21,13 +21,18 @@ from fedlora.config.schema import RunConfig
 from fedlora.errors import DataError, ModelError
 from fedlora.tasks.base import Batch
 from fedlora.tasks.cards import ANSWER_INPUTS, CHAT_TOKENS, PLAIN_TOKENS, Recipe, card
+from fedlora.tasks.last_layer import last_layer
 from fedlora.tasks.loading import ModelLoader, make_loader
 from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, token_rows
+from fedlora.tasks.places import Places
+from fedlora.tasks.prefix import entering
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, require_columns, texts
 from fedlora.tasks.tokenizer import load_tokenizer, require_length
 
 NO_LOSS = -100  # the label of a token without a loss, torch's `ignore_index`
 
+MOST = 0.7
+"""The share of a row's tokens with a target, above which the last layer computes all of them: then little is saved."""
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -43,6 +48,10 @@ class _Answers:
     targets: Tensor
     owners: Tensor | None
     records: int
+
+    def __post_init__(self) -> None:
+        """Of a bfloat16 model as float32: a softmax over a vocabulary, and a mean, want more than 8 bits."""
+        object.__setattr__(self, "logits", self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)))
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values` [m, P] or [m, P, V] over each record's own answer: [n] or [n, V]."""
@@ -129,22 +138,26 @@ class CausalLM:
         self.tokenizer.save_pretrained(folder)
 
     def _answers(self, model: nn.Module, batch: Batch) -> "_Answers":
-        """At the P positions where some record's next token is its answer's.
+        """At P positions of each row: where the next token is its record's answer's, or some row's is.
 
         Only there are logits computed: with a large vocabulary they cost more than a layer.
         """
         targets, owners = batch["labels"][:, 1:], batch.get(OWNERS)
         if owners is not None:  # a text's first token follows from nothing, and least of all from the text before it
             targets = targets.masked_fill(batch["position_ids"][:, 1:] == 0, NO_LOSS)
-        positions = (targets != NO_LOSS).any(dim=0).nonzero().squeeze(-1)
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        chosen = {"logits_to_keep": positions} if _selects_positions(model) else {}
-        logits = model(**inputs, use_cache=False, **chosen).logits
+        records = len(batch[LENGTHS]) if owners is not None else len(targets)
+        known = last_layer(model)
+        if known is None:
+            return _of_columns(model, inputs, targets, owners, records)
+        places = Places.of(targets != NO_LOSS)
+        with entering(model, batch):
+            hidden = known.hidden(inputs, places.positions, share=MOST)
         return _Answers(
-            logits=logits if chosen else logits[:, positions],
-            targets=targets[:, positions],
-            owners=None if owners is None else owners[:, positions],
-            records=len(batch[LENGTHS]) if owners is not None else len(targets),
+            logits=known.model.lm_head(hidden),
+            targets=places.read(targets, NO_LOSS),
+            owners=None if owners is None else places.read(owners[:, :-1], records),
+            records=records,
         )
 
     def _tokenise(self, start: int, chunk: Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
@@ -218,6 +231,21 @@ def _until_end(answer: list[int], eos: int | None) -> list[int]:
 def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     flat = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_LOSS, reduction="none")
     return flat.view(targets.shape)
+
+
+def _of_columns(
+    model: nn.Module, inputs: Mapping[str, Tensor], targets: Tensor, owners: Tensor | None, records: int
+) -> _Answers:
+    """The stock model's logits at the same positions of all rows: those where any row has a target."""
+    positions = (targets != NO_LOSS).any(dim=0).nonzero().squeeze(-1)
+    chosen = {"logits_to_keep": positions} if _selects_positions(model) else {}
+    logits = model(**inputs, use_cache=False, **chosen).logits
+    return _Answers(
+        logits=logits if chosen else logits[:, positions],
+        targets=targets[:, positions],
+        owners=None if owners is None else owners[:, positions],
+        records=records,
+    )
 
 
 def _selects_positions(model: nn.Module) -> bool:

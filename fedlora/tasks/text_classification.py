@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from fedlora.config.schema import RunConfig
-from fedlora.errors import DataError
+from fedlora.errors import DataError, ModelError
 from fedlora.tasks.base import Batch
 from fedlora.tasks.cards import TEXT_INPUTS, Recipe, card
 from fedlora.tasks.classification import record_losses, record_metrics
 from fedlora.tasks.heads import head_parameters
+from fedlora.tasks.last_layer import last_layer
 from fedlora.tasks.loading import ModelLoader, make_loader, require_labels
 from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, token_rows
+from fedlora.tasks.places import pooled
+from fedlora.tasks.prefix import entering
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, class_ids, require_columns, texts
 from fedlora.tasks.tokenizer import load_tokenizer, require_length
 
@@ -34,12 +37,14 @@ class TextHead:
     """A way from the stock class `auto` to one row of logits a record.
 
     pool: (the class's logits, attention mask [n, T]) → [n, C]. pool_code: the same as Python for a model card.
+    one_token: whether the class reads one token of a text, else all.
     """
 
     auto: Any
     peft_task_type: str
     pool: Callable[[Tensor, Tensor], Tensor]
     pool_code: str
+    one_token: bool
 
 
 def mean_of_tokens(logits: Tensor, mask: Tensor) -> Tensor:
@@ -54,12 +59,14 @@ HEADS: Mapping[str, TextHead] = {
         "TOKEN_CLS",
         mean_of_tokens,
         '\nmask = inputs["attention_mask"].unsqueeze(-1)\nlogits = (logits * mask).sum(1) / mask.sum(1)',
+        one_token=False,
     ),
     "stock": TextHead(
         AutoModelForSequenceClassification,
         "SEQ_CLS",
         lambda logits, _: logits,
         "",
+        one_token=True,
     ),
 }
 
@@ -121,10 +128,27 @@ class TextClassification:
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        with entering(model, batch):
+            return (self._of_one_token if self.head.one_token else self._of_all_tokens)(model, batch, inputs)
+
+    def _of_all_tokens(self, model: nn.Module, batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:
         logits = model(**inputs).logits
         if OWNERS in batch:
             return mean_of_records(logits, batch[OWNERS], batch[LENGTHS])
         return self.head.pool(logits, batch["attention_mask"])
+
+    def _of_one_token(self, model: nn.Module, batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:
+        """As the stock class computes them, in the architectures that are known without what it throws away."""
+        known = last_layer(model)
+        if known is not None:
+            places, owners = pooled(batch, last=known.family.reads_last, padding=known.padding)
+            return known.classify(places.by_record(known.hidden(inputs, places.positions), owners))
+        if OWNERS in batch:
+            raise ModelError(
+                f"model {self.loader.model.name!r} is a {type(model).__name__}, whose stock head cannot be told where"
+                " each text of a packed row ends; set train.packing=false"
+            )
+        return self.head.pool(model(**inputs).logits, batch["attention_mask"])
 
     def card(self) -> Mapping[str, Any]:
         return card(
@@ -164,5 +188,4 @@ def make(config: RunConfig, labels: tuple[str, ...] | None) -> TextClassificatio
     loader = make_loader(config, head.auto, named)
     tokenizer = load_tokenizer(config.model)
     require_length(config.model, tokenizer, loader.config, config.task.max_length)
-    packing = config.train.packing and config.model.head == "mean"
-    return TextClassification(loader, tokenizer, head, named, config.task.max_length, packing)
+    return TextClassification(loader, tokenizer, head, named, config.task.max_length, config.train.packing)

@@ -18,6 +18,7 @@ EXACT = 2e-6
 """Relative error up to which a product over some hundred terms was computed in float32; bf16: 2e-3, TF32: 3e-4."""
 
 _ROWS, _IN, _OUT = 512, 384, 1536  # a batch of 8 × 64 tokens in a small model's feed-forward layer
+_WORK = 2 * _ROWS * _IN * _OUT  # operations of one product
 _HEADS, _TOKENS, _WIDTH = (16, 12), 64, 32
 _TRIES = 5
 
@@ -36,23 +37,29 @@ class Speed:
         return self.error <= EXACT
 
 
-def products(device: torch.device) -> Sequence[Speed]:
-    """Of float32 products x·Wᵀ, x [512, 384], W [1536, 384], for each value of `train.matmul`, on torch's threads."""
+def products(device: torch.device, settings: Sequence[str] = SETTINGS) -> Sequence[Speed]:
+    """Of float32 products x·Wᵀ, x [512, 384], W [1536, 384], for values of `train.matmul`, on torch's threads.
+
+    They take turns, so that a busy moment hits all of them.
+    """
     x, w, wanted = _product(device)
-    found = []
+    errors, seconds = {}, dict.fromkeys(settings, float("inf"))
     with _precision_kept():
-        for setting in SETTINGS:
-            torch.set_float32_matmul_precision(setting)
-            error = _error(linear(x, w), wanted)
-            found.append(Speed(setting, _gflops(lambda: linear(x, w), device), error))
-    return found
+        for _ in range(_TRIES + 1):
+            for setting in settings:
+                torch.set_float32_matmul_precision(setting)
+                errors[setting] = _error(linear(x, w), wanted)
+                seconds[setting] = min(seconds[setting], _once(lambda: linear(x, w), device))
+    return [Speed(setting, _WORK / seconds[setting] / 1e9, errors[setting]) for setting in settings]
 
 
 def halved(device: torch.device) -> Speed:
     """The same product with both sides in bfloat16."""
     x, w, wanted = _product(device)
     low, other = x.bfloat16(), w.bfloat16()
-    return Speed("bfloat16", _gflops(lambda: linear(low, other), device), _error(linear(low, other), wanted))
+    return Speed(
+        "bfloat16", _WORK / _seconds(lambda: linear(low, other), device) / 1e9, _error(linear(low, other), wanted)
+    )
 
 
 def attentions(device: torch.device) -> dict[str, float]:
@@ -83,21 +90,19 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double().cpu() - wanted).norm() / wanted.norm())
 
 
-def _gflops(work: Callable[[], object], device: torch.device) -> float:
-    return 2 * _ROWS * _IN * _OUT / _seconds(work, device) / 1e9
-
-
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call: the best of a few tries of ten calls, so that a busy moment does not count."""
-    best = float("inf")
-    for _ in range(_TRIES + 1):  # the first warms up
-        began = time.perf_counter()
-        for _ in range(10):
-            work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, (time.perf_counter() - began) / 10)
-    return best
+    """Of one call: the best of a few tries, so that a busy moment does not count; the first warms up."""
+    return min(_once(work, device) for _ in range(_TRIES + 1))
+
+
+def _once(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, from ten."""
+    began = time.perf_counter()
+    for _ in range(10):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / 10
 
 
 @contextmanager

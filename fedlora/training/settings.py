@@ -9,6 +9,7 @@ import torch.utils.deterministic
 
 from fedlora.config.schema import TrainConfig
 from fedlora.errors import RunError
+from fedlora.training.matmul import matmul_precision
 
 
 def resolve_device(config: TrainConfig) -> torch.device:
@@ -41,7 +42,7 @@ def torch_settings(config: TrainConfig) -> Iterator[torch.device]:
     try:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        torch.set_float32_matmul_precision(config.matmul)
+        torch.set_float32_matmul_precision(matmul_precision(config, device))
         torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
         # It would fill every new tensor with NaN, for code that reads what it never wrote: 3 % of a small step.
         memory.fill_uninitialized_memory = False

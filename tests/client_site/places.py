@@ -11,6 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedlora.client.app import make_app
+from fedlora.client.deployed import NOISED
 from fedlora.client.site_data import LocalData, LocalModel, SiteWorker, SiteWorkers
 from fedlora.config.schema import RunConfig
 from fedlora.data.deal import deal
@@ -30,7 +31,7 @@ class FileSite:
     data: LocalData
     model: LocalModel
     folder: Path
-    allowed: frozenset[str] = METRICS
+    allowed: frozenset[str] = METRICS | NOISED
     server: str = SERVER
     receipt_key: str | None = None
     open: Callable[[Work], bool] = lambda work: True

@@ -94,3 +94,26 @@ def test_dropout_and_tf32_train_on_the_gpu(
     updates |= {"train.matmul": "high"}
     _, tensors = trained(tiny_config(tiny_bert, tiny_text_csv, **updates))
     assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
+
+
+@pytest.mark.parametrize("privacy", [{"name": "none"}, {"name": "dp", "epsilon": 8.0, "rate": 0.3, "noise": "seeded"}])
+@pytest.mark.parametrize(
+    ("updates", "apart"),
+    [
+        ({"engine": {"name": "sequential", "group": 2}}, 1e-3),
+        ({"train.keep_prefix": True}, 1e-3),
+        ({"train.precision": "bfloat16"}, 0.05),
+        ({"train.precision": "bfloat16", "engine": {"name": "sequential", "group": 2}}, 0.05),
+    ],
+)
+def test_groups_kept_prefixes_and_a_half_base_on_the_gpu(
+    tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path, updates: dict[str, Any], apart: float, privacy: dict[str, Any]
+) -> None:
+    """Each beside the plain run on the CPU: tensors whose distance is small beside their size."""
+    upper = {"adapter": {"dropout": 0.0, "targets": ("1.attention.self.query", "1.attention.self.value")}}
+    plain = settings("cpu", tmp_path / "cpu", privacy=privacy, **upper) | {"train.optimizer": "sgd"}
+    other = settings("cuda", tmp_path / "cuda", privacy=privacy, **upper) | {"train.optimizer": "sgd"} | updates
+    _, wanted = trained(tiny_config(tiny_bert, tiny_text_csv, **plain))
+    _, found = trained(tiny_config(tiny_bert, tiny_text_csv, **other))
+    for name, value in wanted.items():
+        assert float((found[name].cpu() - value).norm() / value.norm()) < apart, name

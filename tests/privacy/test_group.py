@@ -96,3 +96,20 @@ def test_a_group_whose_steps_sample_nobody_takes_steps_of_noise(learner: Learner
     found = together(learner, never, range(3))
     for client, begin in enumerate(starts(learner)):
         assert all(not np.array_equal(found[client][name], begin[name]) for name in begin)
+
+
+def test_a_record_that_is_not_finite_costs_nobody_else(learner: Learner) -> None:
+    """The others' releases are the same bits with it and without it, although it shares their pass."""
+    everyone = DpSgd(noise_multiplier=0.7, bound=0.05, rate=1.0, expected=8.0, steps=1)
+    others, own = Units.of_records(np.arange(70, 74)), Units.of_records(np.arange(40, 44))
+    seen = learner.encoded.batch(range(70, 74))["input_ids"].unique().tolist()
+    alien = next(token for token in learner.encoded.batch([40])["input_ids"][0].tolist() if token not in seen)
+    sound = together(learner, everyone, range(2), [others, own])
+    embedding = learner.adapted.model.get_input_embeddings()
+    with torch.no_grad():
+        embedding.weight[alien] = torch.nan
+    found = together(learner, everyone, range(2), [others, own])
+    for name, tensor in sound[0].items():
+        np.testing.assert_array_equal(found[0][name], tensor)
+        assert np.isfinite(found[1][name]).all()
+        assert not np.array_equal(found[1][name], sound[1][name])

@@ -69,10 +69,24 @@ def test_a_rate_of_one_takes_all_and_the_smallest_rate_nobody() -> None:
     assert len(source.chosen(50, 2.0**-60)) == 0
 
 
+@pytest.mark.parametrize("row", range(4))
+def test_each_number_is_of_four_pairs_and_each_pair_in_two_numbers(row: int) -> None:
+    """Of one pair, the cosine and the sine would add up to a single cosine: half of what is claimed."""
+    words = np.random.default_rng(0).integers(0, 2**64, (4, 20_000), dtype=np.uint64)
+    before = RandomSource(lambda _: words.ravel(), private=False).normal(20_000)
+    for column in (0, 7, 8191, 8192, 19_999):
+        other = words.copy()
+        other[row, column] ^= np.uint64(2**63)
+        after = RandomSource(lambda _, other=other: other.ravel(), private=False).normal(20_000)
+        assert set(np.flatnonzero(before != after)) == {column, (column + 1) % 20_000}
+
+
 def test_odd_counts_and_none() -> None:
     source = system_source()
     assert source.normal(3).shape == (3,)
     assert source.normal(0).shape == (0,)
+    assert source.normal(1).shape == (1,)
+    assert looks_standard_normal(np.concatenate([source.normal(1) for _ in range(5000)]))
 
 
 def test_a_seed_and_its_purpose_decide_a_seeded_stream() -> None:

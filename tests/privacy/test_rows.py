@@ -93,3 +93,16 @@ def test_what_is_missing_or_comes_twice_is_refused() -> None:
     rows.slot(parameters[0])
     with pytest.raises(PrivacyError, match=r"'h\.0' was given 3 rows for a batch of 4 records"):
         rows.check_records(3, "h.0")
+
+
+def test_passes_of_different_sizes_give_rows_of_their_own() -> None:
+    """What a larger pass left behind is in none of the rows."""
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    rows = GradientRows([parameter])
+    for records in (2, 5, 1, 0, 3):
+        rows.begin(records)
+        rows.slot(parameter).copy_(torch.full((records, 2, 3), float(records)))
+        found = rows.finish()
+        assert found.shape == (records, 6)
+        assert bool((found == records).all())
+    assert rows.zeros().shape == (6,)

@@ -46,4 +46,4 @@ def test_what_is_said(error: float, said: str) -> None:
     text = _products([Speed("highest", 100, 2e-7), Speed("medium", 200, error)], Speed("bfloat16", 400, 3e-3))
     assert said in text
     assert text.startswith("float32 100 GFLOPS, ")
-    assert text.endswith("bfloat16 4.00 × (error 3e-03)")
+    assert text.endswith("train.precision=bfloat16 4.00 × (error 3e-03)")

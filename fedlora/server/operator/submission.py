@@ -19,7 +19,7 @@ from fedlora.errors import ConfigError, FedloraError
 Override = Annotated[str, StringConstraints(max_length=4000)]
 
 _PLACES = ("store", "output", "privacy.ledgers")
-_ENGINE = EngineConfig.model_validate({})
+_ENGINE = EngineConfig(name="auto", workers=None, address=None, group=None)
 _composing = threading.Lock()  # Hydra is one for a whole process
 
 
@@ -144,5 +144,5 @@ def _misplaced(config: RunConfig) -> Iterator[str]:
         yield _place("output")
     if config.privacy.ledgers is not None:
         yield _place("privacy.ledgers")
-    if config.engine != _ENGINE:
+    if config.engine.model_copy(update={"group": _ENGINE.group}) != _ENGINE:  # 1, where a file says nothing
         yield _engine("engine")

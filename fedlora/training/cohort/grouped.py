@@ -9,33 +9,46 @@ from torch import Tensor
 
 from fedlora.errors import RunError
 
+Parts = tuple[int, ...]
+"""How many consecutive rows each client has, client by client."""
+
 
 @dataclass
 class Deal:
     """Which rows of the batch that is under way are whose: client k's are `rows[k]` consecutive ones, client by client.
 
+    records: the same of a module that is given one row for each record, where a row of the batch holds several.
     One object for a model: its layers read what was written for the batch.
     """
 
-    rows: Sequence[int] = ()
+    rows: Parts = ()
+    records: Parts = ()
 
-    def begin(self, rows: Sequence[int]) -> None:
-        """A batch of sum(rows) rows comes."""
-        self.rows = tuple(rows)
+    def begin(self, rows: Sequence[int], records: Sequence[int] | None = None) -> None:
+        """A batch of sum(rows) rows comes, with so many records of each client; None: a row is a record.
 
-    def check(self, found: int, module: str) -> None:
-        """Raises RunError unless a module that was given `found` rows saw all rows of the batch, and no others."""
-        if found != sum(self.rows):
+        Raises RunError if the sums are equal and the parts are not: then a module's rows could be either's.
+        """
+        self.rows, self.records = tuple(rows), tuple(rows if records is None else records)
+        if sum(self.rows) == sum(self.records) and self.rows != self.records:
             raise RunError(
-                f"module {module!r} was given {found} rows for a batch of {sum(self.rows)}: this model regroups its"
-                " rows, so whose they are cannot be told; train the clients one at a time (engine.group=1), or leave"
-                " that module out of adapter.targets"
+                f"a batch has {sum(self.rows)} rows, {self.rows} of the clients, and as many records, but"
+                f" {self.records} of the clients, so whose a row is cannot be told; set train.packing=false"
             )
 
-    @property
-    def equal(self) -> bool:
-        """Whether all clients have the same number of rows."""
-        return len(set(self.rows)) == 1
+    def parts(self, found: int, module: str) -> Parts:
+        """How many each client has of the `found` rows that a module was given.
+
+        Raises RunError unless these are all rows, or all records, of the batch, and no others.
+        """
+        for parts in (self.rows, self.records):
+            if found == sum(parts):
+                return parts
+        raise RunError(
+            f"module {module!r} was given {found} rows for a batch of {sum(self.rows)} rows with {sum(self.records)}"
+            " records: this model regroups its rows, so whose they are cannot be told; train the clients one at a time"
+            " (engine.group=1), or leave that module out of adapter.targets"
+        )
 
 
 Keep = Callable[[Tensor, Tensor], None]
@@ -46,58 +59,61 @@ class Grouped(torch.autograd.Function):
     """y_i = x_i·W_kᵀ + c_k for the rows i of client k."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, deal: Deal, keep: Keep | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, keep: Keep | None) -> Tensor:
         """x [n, …, in], weight [K, out, in], bias [K, out] or None → [n, …, out]."""
         ctx.save_for_backward(x, weight)
-        ctx.deal, ctx.keep = Deal(deal.rows), keep
-        y = _times(x, weight.transpose(1, 2), ctx.deal)
+        ctx.parts, ctx.keep = parts, keep
+        y = _times(x, weight.transpose(1, 2), parts)
         if bias is not None:
-            for into, mine in zip(torch.split(y, list(deal.rows)), bias, strict=True):
+            for into, mine in zip(torch.split(y, list(parts)), bias, strict=True):
                 into += mine
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        g, deal = grads[0], ctx.deal
-        of_x = _times(g, weight, deal) if ctx.needs_input_grad[0] else None
+        g, parts = grads[0], ctx.parts
+        of_x = _times(g, weight, parts) if ctx.needs_input_grad[0] else None
         if ctx.keep is not None:
             ctx.keep(g, x)
             return of_x, None, None, None, None
-        of_weight = _outer(g, x, weight, deal) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, (_sums(g, deal) if ctx.needs_input_grad[2] else None), None, None
+        of_weight = _outer(g, x, weight, parts) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, (_sums(g, parts) if ctx.needs_input_grad[2] else None), None, None
 
 
-def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, deal: Deal, keep: Keep | None = None) -> Tensor:
+def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, keep: Keep | None = None) -> Tensor:
     """See `Grouped`. keep: where the backward pass leaves its factors; weight and bias then get no gradient."""
-    y: Tensor = Grouped.apply(x, weight, bias, deal, keep)  # type: ignore[no-untyped-call]
+    y: Tensor = Grouped.apply(x, weight, bias, parts, keep)  # type: ignore[no-untyped-call]
     return y
 
 
-def _times(x: Tensor, factors: Tensor, deal: Deal) -> Tensor:
+def _equal(parts: Parts) -> bool:
+    """Whether all clients have the same number of rows."""
+    return len(set(parts)) == 1
+
+
+def _times(x: Tensor, factors: Tensor, parts: Parts) -> Tensor:
     """x [n, …, a], factors [K, a, b] → [n, …, b]."""
-    if deal.equal:
-        flat = torch.bmm(x.reshape(len(deal.rows), -1, x.shape[-1]), factors)
+    if _equal(parts):
+        flat = torch.bmm(x.reshape(len(parts), -1, x.shape[-1]), factors)
         return flat.view(*x.shape[:-1], factors.shape[-1])
     out = x.new_empty(*x.shape[:-1], factors.shape[-1])
-    for into, mine, factor in zip(
-        torch.split(out, list(deal.rows)), torch.split(x, list(deal.rows)), factors, strict=True
-    ):
+    for into, mine, factor in zip(torch.split(out, list(parts)), torch.split(x, list(parts)), factors, strict=True):
         torch.mm(mine.reshape(-1, x.shape[-1]), factor, out=into.view(-1, factors.shape[-1]))
     return out
 
 
-def _outer(g: Tensor, x: Tensor, weight: Tensor, deal: Deal) -> Tensor:
+def _outer(g: Tensor, x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
     """Σ_i g_iᵀ·x_i over each client's rows: g [n, …, out], x [n, …, in] → [K, out, in]."""
-    if deal.equal:
-        clients = len(deal.rows)
+    if _equal(parts):
+        clients = len(parts)
         return torch.bmm(g.reshape(clients, -1, g.shape[-1]).transpose(1, 2), x.reshape(clients, -1, x.shape[-1]))
     out = torch.empty_like(weight)
-    for into, left, right in zip(out, torch.split(g, list(deal.rows)), torch.split(x, list(deal.rows)), strict=True):
+    for into, left, right in zip(out, torch.split(g, list(parts)), torch.split(x, list(parts)), strict=True):
         torch.mm(left.reshape(-1, g.shape[-1]).t(), right.reshape(-1, x.shape[-1]), out=into)
     return out
 
 
-def _sums(g: Tensor, deal: Deal) -> Tensor:
+def _sums(g: Tensor, parts: Parts) -> Tensor:
     """Σ_i g_i over each client's rows and their tokens: [n, …, out] → [K, out]."""
-    return torch.stack([mine.reshape(-1, g.shape[-1]).sum(dim=0) for mine in torch.split(g, list(deal.rows))])
+    return torch.stack([mine.reshape(-1, g.shape[-1]).sum(dim=0) for mine in torch.split(g, list(parts))])

@@ -17,7 +17,7 @@ from fedlora.errors import RunError
 from fedlora.privacy.functions import compute_dtype, keep_bias_gradient, keep_gradient
 from fedlora.privacy.layers import Forward, left_out, replaced, replacements
 from fedlora.privacy.rows import GradientRows
-from fedlora.training.cohort.grouped import Deal, Keep, grouped
+from fedlora.training.cohort.grouped import Deal, Keep, Parts, grouped
 
 
 class Stack:
@@ -63,8 +63,11 @@ class Stack:
         with replaced(forwards):
             yield
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x·Wᵀ + c: with each client's own W and c where they are stacked, else with the model's."""
+    def linear(self, parts: Parts, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x·Wᵀ + c: with each client's own W and c where they are stacked, else with the model's.
+
+        parts: how many rows of x each client has, as `deal` says.
+        """
         mine = self._of.get(id(weight))
         dtype = compute_dtype(x, weight)
         with torch.autocast(x.device.type, enabled=False):
@@ -72,7 +75,7 @@ class Stack:
             if mine is None:
                 return nn.functional.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
             each = None if bias is None else self._of[id(bias)].to(dtype)
-            return grouped(x, mine.to(dtype), each, self.deal, self._keeper(weight, bias))
+            return grouped(x, mine.to(dtype), each, parts, self._keeper(weight, bias))
 
     def _keeper(self, weight: Tensor, bias: Tensor | None) -> Keep | None:
         rows = self._rows
@@ -93,19 +96,18 @@ class Stack:
         scaling = float(layer.scaling[ADAPTER])
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            self.deal.check(x.shape[0], path)
+            parts = self.deal.parts(x.shape[0], path)
             result: Tensor = layer.base_layer(x, *args, **kwargs)
             update = x
             for factor in factors:
-                update = self.linear(update, factor)
+                update = self.linear(parts, update, factor)
             return result + update.to(result.dtype) * scaling
 
         return forward
 
     def _head_forward(self, path: str, module: nn.Linear) -> Forward:
         def forward(x: Tensor) -> Tensor:
-            self.deal.check(x.shape[0], path)
-            return self.linear(x, module.weight, module.bias)
+            return self.linear(self.deal.parts(x.shape[0], path), x, module.weight, module.bias)
 
         return forward
 

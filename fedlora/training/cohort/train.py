@@ -90,9 +90,10 @@ def train_group(
 def group_losses(stack: Stack, task: Task, encoded: Encoded, parts: Sequence[list[int]]) -> Sequence[Tensor]:
     """Each client's losses, one a record, of its part of one batch."""
     batch, rows = encoded.dealt(parts)
-    stack.deal.begin(rows)
+    sizes = [len(part) for part in parts]
+    stack.deal.begin(rows, sizes)
     losses = task.losses(stack.adapted.model, move(batch, stack.adapted.device))
-    return torch.split(losses, [len(part) for part in parts])
+    return torch.split(losses, sizes)
 
 
 def clip_each(parameters: Sequence[Tensor], bound: float) -> None:

@@ -1,0 +1,55 @@
+"""How many virtual clients train in one pass over the base model, where `engine.group` leaves it open.
+
+A pass over few tokens reads all weights for little arithmetic: on the CPU, products of 32 rows run at half the speed of
+products of some hundred. So clients are put together until a pass has enough tokens, and stay alone where each has
+enough by itself: then every client's bits are those of `engine=sequential`.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fedlora.client.worker import Worker
+from fedlora.config.schema import RunConfig
+from fedlora.tasks.base import Encoded
+
+FULL = {("cpu", "float32"): 256, ("cpu", "bfloat16"): 1024, ("cuda", "float32"): 4096, ("cuda", "bfloat16"): 4096}
+"""Tokens from which on a pass gains little from more, by device and precision of the base: measured on the CPU
+(docs/decisions/0018-clients-in-groups.md), not yet on CUDA."""
+
+MOST = 16
+"""Clients of a group, at most: each brings its own adapter, optimizer and activations."""
+
+_LOOKED_AT = 4
+
+
+def with_group(config: RunConfig, worker: Worker) -> RunConfig:
+    """`config` with `engine.group` chosen, if it is open; worker: has the data. The same data give the same choice."""
+    if config.engine.group is not None:
+        return config
+    chosen = fitting(tokens_of_a_step(config, worker), FULL[worker.device.type, config.train.precision])
+    places = config.engine.workers or 1
+    group = max(1, min(chosen, math.ceil(config.federation.cohort / places)))
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"group": group})})
+
+
+def fitting(tokens: float, full: int) -> int:
+    """Clients of `tokens` tokens a step that fill a pass of `full`; 1 where two would be more than it takes."""
+    return max(1, min(MOST, int(full / tokens)))
+
+
+def tokens_of_a_step(config: RunConfig, worker: Worker) -> float:
+    """That one client's training step computes, padding included: the mean of a few batches from all over the data."""
+    encoded = worker.encoded("train")
+    size = min(config.train.batch, len(encoded))
+    starts = np.linspace(0, len(encoded) - size, _LOOKED_AT).astype(int)
+    architecture: Any = worker.skeleton.config
+    return float(np.mean([_tokens(encoded, range(start, start + size), architecture) for start in starts]))
+
+
+def _tokens(encoded: Encoded, rows: range, architecture: Any) -> int:
+    batch = encoded.compact(list(rows))
+    if "input_ids" in batch:
+        return batch["input_ids"].numel()
+    return len(rows) * int((architecture.image_size // architecture.patch_size) ** 2 + 1)

@@ -1,0 +1,85 @@
+"""What `engine.group` becomes where it is left open."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedlora.client.worker import Worker
+from fedlora.config.compose import compose
+from fedlora.config.schema import EngineConfig, RunConfig
+from fedlora.server.checkpoint import load
+from fedlora.server.store import RunStore
+from fedlora.simulations.engines import engine_words, settle
+from fedlora.simulations.grouping import MOST, fitting, tokens_of_a_step, with_group
+from fedlora.simulations.simulate import Watch, resume, run
+from tests.tiny import tiny_config
+
+
+def made(bert: Path, csv: Path, store: Path, **updates: Any) -> RunConfig:
+    settings = {
+        "federation": {"clients": 6, "cohort": 5, "rounds": 2},
+        "train": {"optimizer": "sgd", "lr": 0.05, "batch": 2},
+        "engine": EngineConfig(name="sequential", group=None),
+        "store": store,
+        **updates,
+    }
+    return tiny_config(bert, csv, strategy={"name": "fedavg"}, **settings)
+
+
+@pytest.mark.parametrize(("tokens", "group"), [(8, MOST), (32, 8), (129, 1), (128, 2), (5000, 1)])
+def test_clients_are_put_together_until_a_pass_is_full(tokens: float, group: int) -> None:
+    assert fitting(tokens, 256) == group
+
+
+def test_the_tokens_of_a_step_are_those_that_are_computed(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
+    config = made(tiny_bert, tiny_text_csv, tmp_path)
+    worker = Worker(config)
+    encoded = worker.encoded("train")
+    sizes = [encoded.compact([row, row + 1])["input_ids"].numel() for row in range(len(encoded) - 1)]
+    assert min(sizes) <= tokens_of_a_step(config, worker) <= max(sizes)
+
+
+def test_an_open_group_is_chosen_and_a_given_one_kept(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
+    config = made(tiny_bert, tiny_text_csv, tmp_path)
+    worker = Worker(config)
+    assert with_group(config, worker).engine.group == 5  # no more than the cohort
+    two = config.model_copy(update={"engine": EngineConfig(name="processes", workers=2, group=None)})
+    assert with_group(two, worker).engine.group == 3
+    assert "3 clients in a pass" in engine_words(with_group(two, worker))
+    given = config.model_copy(update={"engine": EngineConfig(name="sequential", group=2)})
+    assert with_group(given, worker) is given
+
+
+def test_with_dropout_each_client_is_alone(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
+    config = made(tiny_bert, tiny_text_csv, tmp_path, adapter={"dropout": 0.1})
+    assert settle(config).engine.group == 1
+    assert settle(made(tiny_bert, tiny_text_csv, tmp_path)).engine.group is None
+
+
+def test_a_named_engine_groups_nobody_by_itself() -> None:
+    """What they are documented for: the bits of one client after another."""
+    for name in ("sequential", "processes"):
+        assert compose([f"engine={name}"]).engine.group == 1
+    assert compose([]).engine.group is None
+
+
+def test_a_run_with_an_open_group_can_be_resumed_and_run_again(
+    tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path
+) -> None:
+    config = made(tiny_bert, tiny_text_csv, tmp_path / "open")
+    whole = run(config, Watch())
+    rounds = iter([False, True])
+    stopped = run(config, Watch(stop=lambda: next(rounds, True)))
+    store = RunStore.open(config.store)
+    resumed = resume(store, store.get(stopped.run.id), Watch())
+    again = run(RunConfig.model_validate_json(whole.run.config), Watch())
+    assert stopped.run.id != whole.run.id
+    mine = [load(history.run.folder, 2).state.shared for history in (whole, resumed, again)]
+    for name, values in mine[0].items():
+        assert all(np.array_equal(values, other[name]) for other in mine[1:]), name
+    alone = run(made(tiny_bert, tiny_text_csv, tmp_path / "one", engine=EngineConfig(name="sequential")), Watch())
+    one = load(alone.run.folder, 2).state.shared
+    apart = max(np.linalg.norm(mine[0][name] - one[name]) / np.linalg.norm(one[name]) for name in one)
+    assert 0 < apart < 1e-5  # in groups, other shapes round otherwise: it was not one after another

@@ -1,0 +1,74 @@
+"""The benchmarks of cohorts count what they say they count."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bound, dp_cohort, memory
+from benchmarks.cohort import Cohort
+from benchmarks.peers.workload import Shape, Workload
+
+SHAPE = Shape(clients=3, steps=2, batch=2, tokens=8, layers=2, width=64)
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    return Workload.build(tmp_path_factory.mktemp("workload"), SHAPE)
+
+
+def test_the_products_are_those_of_frozen_layers_above_the_first_adapter(workload: Workload, tmp_path: Path) -> None:
+    found = bound.products_of(Cohort.of(workload, tmp_path / "mean", ["model.head=mean"]))
+    assert [each.back for each in found] == [False] * 3 + [True] * 9  # query, key, value of the first layer
+    assert {each.rows for each in found} == {SHAPE.batch * SHAPE.tokens}
+    each_layer = 4 * 64 * 64 + 2 * 64 * 256
+    forward, back = 2 * each_layer, 2 * each_layer - 3 * 64 * 64
+    operations = sum(each.operations(2) for each in found)
+    assert operations == 2 * 2 * SHAPE.batch * SHAPE.tokens * (forward + back)
+    shorter = bound.products_of(Cohort.of(workload, tmp_path / "stock", ["model.head=stock"]))
+    assert sum(each.operations(2) for each in shorter) < operations
+
+
+def test_a_step_is_measured_beside_its_products(workload: Workload, tmp_path: Path) -> None:
+    found = bound.measured(bound.Case(2, "highest", "wall", 2), workload, tmp_path)
+    row = bound.row(bound.Case(2, "highest", "wall", 2), [found, found], SHAPE.steps)
+    assert 0 < row["share"] < 1
+    assert row["gflops_step"] < row["gflops_products"]
+    assert row["clients_a_second"] == pytest.approx(2 / (row["step_seconds"] * SHAPE.steps))
+
+
+@pytest.mark.parametrize("name", ["open", "private"])
+def test_both_sides_train_and_count_the_records(workload: Workload, tmp_path: Path, name: str) -> None:
+    asked = argparse.Namespace(matmul="highest", group=2)
+    side = dp_cohort.sides(workload, tmp_path, asked)[name]
+    seconds, records = side.round(2, dp_cohort.CLOCKS["wall"])
+    again = side.round(2, dp_cohort.CLOCKS["wall"])
+    assert seconds > 0
+    if name == "open":
+        assert records == again[1] == 2 * SHAPE.steps * SHAPE.batch
+    else:
+        assert side.cohort.config.privacy.noise == "system"
+        assert (tmp_path / "private" / "ledgers").is_dir()
+        assert 0 <= records <= 2 * SHAPE.steps * SHAPE.rows
+
+
+def test_dps_cost_is_by_record() -> None:
+    found = dp_cohort.result({"open": [(1.0, 10)] * 5, "private": [(1.0, 8)] * 5})
+    assert found["a record"]["ratio"] == pytest.approx(1.25)
+    assert found["a round"]["ratio"] == pytest.approx(1.0)
+    assert "| no |" in dp_cohort.told("W", found)
+
+
+def test_the_peak_is_that_of_the_processes_below() -> None:
+    command = [sys.executable, "-c", "import time; kept = bytearray(150 * 2**20); time.sleep(1)"]
+    peak = memory.peak_of(lambda: subprocess.run(command, check=True))
+    assert 150 < peak.own < 250
+    assert peak.all >= peak.own
+    assert peak.processes == 1
+
+
+def test_cohorts_grow_with_the_same_workers() -> None:
+    asked = argparse.Namespace(only="groups of 4", workload="W", cohorts=[10, 40], growing=[memory.ENGINES[3]])
+    assert [shape.clients for _, shape in memory.cases(asked)] == [20, 10, 40]
