@@ -16,6 +16,7 @@ from fedlora.adapters.adapted import AdaptedModel
 from fedlora.errors import PrivacyError
 from fedlora.privacy.accounting import Release
 from fedlora.privacy.layers import recorded
+from fedlora.privacy.passes import longest_rows
 from fedlora.privacy.randomness import RandomSource
 from fedlora.privacy.rows import GradientRows, clipped_sum, split_like, sum_by_unit
 from fedlora.tasks.base import Encoded, Task, move
@@ -97,10 +98,7 @@ class Units:
 
     def by_length(self, chosen: NDArray[np.int64], encoded: Encoded) -> NDArray[np.int64]:
         """The chosen units, those with the longest rows last where `encoded.lengths` exists: less padding."""
-        lengths = getattr(encoded, "lengths", None)
-        if lengths is None:
-            return chosen
-        longest = np.array([np.asarray(lengths)[self.rows[unit]].max() for unit in chosen.tolist()], np.int64)
+        longest = longest_rows([self.rows[unit] for unit in chosen.tolist()], encoded)
         return chosen[np.argsort(longest, kind="stable")]
 
     def parts(self, chosen: NDArray[np.int64], size: int) -> Iterator[list[NDArray[np.int64]]]:

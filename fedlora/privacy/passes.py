@@ -29,7 +29,7 @@ def passes(owned: Sequence[Sequence[Unit]], encoded: Encoded, size: int) -> Iter
     """
     owners = [client for client, units in enumerate(owned) for _ in units]
     units = [unit for mine in owned for unit in mine]
-    longest = _longest(units, encoded)
+    longest = longest_rows(units, encoded)
     order = np.argsort(longest, kind="stable")
     rows = np.array([len(unit) for unit in units], np.int64)
     for part in np.split(order, cuts(rows[order], longest[order], size)):
@@ -67,7 +67,7 @@ def _traced(cut: NDArray[np.int64]) -> list[int]:
     return found[::-1]
 
 
-def _longest(units: Sequence[Unit], encoded: Encoded) -> NDArray[np.int64]:
+def longest_rows(units: Sequence[Unit], encoded: Encoded) -> NDArray[np.int64]:
     """Tokens of each unit's longest row; 1 where rows have no length."""
     lengths = getattr(encoded, "lengths", None)
     if lengths is None:
