@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.tasks.base import Encoded
+from fedlora.tasks.packing import row_cost
 
 Unit = NDArray[np.int64]
 """The rows of one privacy unit."""
 
-_ATTENTION = 512
-"""Tokens of a row whose attention costs as much as all else."""
 _PASS = 96
 """Tokens that cost about as much as beginning one more pass: an estimate for 6 layers of width 384 on one core."""
 
@@ -51,7 +50,7 @@ def cuts(rows: NDArray[np.int64], longest: NDArray[np.int64], size: int) -> list
     for end in range(1, len(before)):
         together = before[end] - before[:end]
         width = float(longest[end - 1])
-        costs = least[:end] + _PASS + together * width * (1 + width / _ATTENTION)
+        costs = least[:end] + _PASS + together * row_cost(width)
         costs[:-1][together[:-1] > size] = np.inf
         cut[end] = int(np.argmin(costs))
         least[end] = costs[cut[end]]

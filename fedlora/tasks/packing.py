@@ -96,9 +96,13 @@ def arrange(lengths: Sequence[int], capacity: int) -> Arranged:
 
 
 def _cost(arranged: Arranged) -> float:
-    """Of linear layers by tokens, and of attention by tokens that each of them sees."""
     places, width = arranged
-    return (1 + max(row for row, _ in places)) * width * (1 + width / _ATTENTION)
+    return (1 + max(row for row, _ in places)) * row_cost(width)
+
+
+def row_cost(width: float) -> float:
+    """Of a row of `width` tokens: of linear layers by tokens, and of attention by tokens that each of them sees."""
+    return width * (1 + width / _ATTENTION)
 
 
 def _filled(lengths: Sequence[int], rows: int) -> Arranged:
