@@ -3,6 +3,7 @@
     python -m benchmarks simulation                          # W, ragged texts, small clients: each side in turn, twice
     python -m benchmarks simulation --workload W --repeats 3 --json
     python -m benchmarks simulation --only fedlora
+    python -m benchmarks simulation --device cuda --here     # peers are in this environment, and share the GPU
 
 Peers run in environments of their own, made at the first call in the user's cache (they borrow torch, transformers and
 peft from this one), at their defaults and tuned: plain attention, the faster exact matrix products, one model kept from
@@ -43,13 +44,15 @@ TUNED = Settings(attention="eager", matmul="medium")
 
 @dataclass(frozen=True)
 class Side:
-    """peer: "" is fedlora, with `overrides`. base: in which precision the frozen base computes."""
+    """peer: "" is fedlora, with `overrides`. base: in which precision the frozen base computes. workers: processes of a
+    peer; None: one a core."""
 
     name: str
     peer: str = ""
     settings: Settings = field(default_factory=Settings)
     overrides: Sequence[str] = ()
     base: str = "float32"
+    workers: int | None = None
 
 
 HALF = replace(TUNED, half=True)
@@ -69,9 +72,38 @@ SIDES = (
     Side("pfl, bfloat16", "pfl", HALF, base=ROUNDED),
 )
 
+FAST = Settings(matmul="high")
 
-def python_of(peer: str) -> Path:
-    """The peer's environment, made if need be."""
+ON_CUDA = (
+    Side("fedlora"),
+    Side("fedlora, train.matmul=high", overrides=("train.matmul=high",)),
+    Side("fedlora, one client in a pass", overrides=("engine.group=1",)),
+    Side("Flower, 4 actors", "flower", workers=4),
+    Side("Flower, tuned (12 actors, TF32)", "flower", FAST, workers=12),
+    Side("pfl", "pfl"),
+    Side("pfl, tuned (TF32)", "pfl", FAST),
+    Side("fedlora, bfloat16", overrides=("train.precision=bfloat16",), base=ROUNDED),
+    Side("Flower, bfloat16 (12 actors)", "flower", replace(FAST, half=True), base=ROUNDED, workers=12),
+    Side("pfl, bfloat16", "pfl", replace(FAST, half=True), base=ROUNDED),
+)
+"""On one GPU. Attention is what transformers takes there by itself, which is the fast one."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device: as torch calls it. here: peers are installed in this environment."""
+
+    device: str = "cpu"
+    here: bool = False
+
+
+THIS = Machine()
+
+
+def python_of(peer: str, here: bool = False) -> Path:
+    """The Python of the peer's environment, which is made if need be. here: this one, which has the peer."""
+    if here:
+        return Path(sys.executable)
     from platformdirs import user_cache_path
 
     folder = user_cache_path("fedlora") / "benchmarks" / peer
@@ -86,10 +118,17 @@ def python_of(peer: str) -> Path:
     return python
 
 
-def peer_rounds(side: Side, workload: Workload, rounds: int) -> list[float]:
+def peer_rounds(side: Side, workload: Workload, rounds: int, machine: Machine = THIS) -> list[float]:
     """Seconds of a peer's rounds."""
-    settings = json.dumps(asdict(replace(side.settings, rounds=rounds, workers=os.cpu_count() or 1)))
-    command = [str(python_of(side.peer)), "-m", f"benchmarks.peers.{side.peer}", str(workload.folder), settings]
+    workers = side.workers or os.cpu_count() or 1
+    settings = json.dumps(asdict(replace(side.settings, rounds=rounds, workers=workers, device=machine.device)))
+    command = [
+        str(python_of(side.peer, machine.here)),
+        "-m",
+        f"benchmarks.peers.{side.peer}",
+        str(workload.folder),
+        settings,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
@@ -116,9 +155,9 @@ def overrides_of(workload: Workload, rounds: int, store: Path) -> list[str]:
     ]
 
 
-def fedlora_rounds(side: Side, workload: Workload, rounds: int, store: Path) -> list[float]:
+def fedlora_rounds(side: Side, workload: Workload, rounds: int, store: Path, machine: Machine = THIS) -> list[float]:
     """Seconds from commit to commit, without the first round and the last one, which measures the model too."""
-    overrides = [*overrides_of(workload, rounds + 2, store), *side.overrides]
+    overrides = [*overrides_of(workload, rounds + 2, store), f"train.device={machine.device}", *side.overrides]
     command = [sys.executable, "-m", "fedlora.cli", "simulate", "--quiet", *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -132,17 +171,18 @@ def fedlora_rounds(side: Side, workload: Workload, rounds: int, store: Path) -> 
 def measured(name: str, sides: Sequence[Side], asked: argparse.Namespace) -> dict[str, list[float]]:
     """By side: seconds of rounds. Each repeat has all sides, in an order that turns."""
     taken: dict[str, list[float]] = {side.name: [] for side in sides}
+    machine = Machine(asked.device, asked.here)
     with tempfile.TemporaryDirectory(prefix="fedlora-simulation-") as folder:
         workload = Workload.build(Path(folder) / "workload", WORKLOADS[name])
         for number in range(asked.repeats):
             for side in [*sides[number:], *sides[:number]]:
                 store = Path(folder) / f"store-{number}-{sides.index(side)}"
-                rounds = asked.rounds
-                found = (
-                    peer_rounds(side, workload, rounds) if side.peer else fedlora_rounds(side, workload, rounds, store)
-                )
+                if side.peer:
+                    found = peer_rounds(side, workload, asked.rounds, machine)
+                else:
+                    found = fedlora_rounds(side, workload, asked.rounds, store, machine)
                 taken[side.name] += found
-                print(f"{name}: {side.name}: {[round(each, 2) for each in found]}", file=sys.stderr, flush=True)
+                print(f"{name}: {side.name}: {[round(each, 3) for each in found]}", file=sys.stderr, flush=True)
     return taken
 
 
@@ -166,9 +206,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="sides with this text in their name")
     parser.add_argument("--rounds", type=int, default=4, help="that are timed, of each repeat")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--here", action="store_true", help="peers are installed in this environment")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    sides = [side for side in SIDES if asked.only in side.name]
+    sides = [side for side in (SIDES if asked.device == "cpu" else ON_CUDA) if asked.only in side.name]
     names = list(WORKLOADS) if asked.workload == "all" else [asked.workload]
     print(f"load average {os.getloadavg()}", file=sys.stderr)
     taken = {name: measured(name, sides, asked) for name in names}

@@ -70,10 +70,14 @@ if __name__ == "__main__":
     os.environ.update(QUIET)
     server_app = ServerApp()
     server_app.main()(serve)
-    resources = {"client_resources": {"num_cpus": SETTINGS.threads, "num_gpus": 0.0}}
+    gpus = 0 if SETTINGS.device == "cpu" else 1
+    resources = {"client_resources": {"num_cpus": SETTINGS.threads, "num_gpus": gpus / SETTINGS.workers}}
     run_simulation(
         server_app=server_app,
         client_app=client_app,
         num_supernodes=Workload.read(FOLDER).shape.clients,
-        backend_config={**resources, "init_args": {"num_cpus": SETTINGS.workers, "include_dashboard": False}},
+        backend_config={
+            **resources,
+            "init_args": {"num_cpus": SETTINGS.workers, "num_gpus": gpus, "include_dashboard": False},
+        },
     )

@@ -105,10 +105,11 @@ def simulate(workload: Workload) -> list[float]:
 
 
 def main() -> None:
-    """The first process starts the others."""
+    """The first process starts the others. On a GPU there is one: several share none, as pfl has them talk by NCCL."""
+    os.environ["PFL_PYTORCH_DEVICE"] = SETTINGS.device
     rank = int(os.environ.get("PFL_WORKER_RANK", "0"))
     others = []
-    if SETTINGS.workers > 1 and "PFL_WORKER_RANK" not in os.environ:
+    if SETTINGS.device == "cpu" and SETTINGS.workers > 1 and "PFL_WORKER_RANK" not in os.environ:
         addresses = ",".join(f"127.0.0.1:{29_500 + number}" for number in range(SETTINGS.workers))
         os.environ.update(PFL_WORKER_ADDRESSES=addresses, PFL_WORKER_RANK="0")
         command = [sys.executable, "-m", "benchmarks.peers.pfl", *sys.argv[1:]]

@@ -141,7 +141,8 @@ def _padded(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, tor
 @dataclass(frozen=True)
 class Settings:
     """How a peer computes. attention, matmul: None leaves what the libraries do by themselves. fresh: a new model for
-    each client, as quick starts do. half: a bfloat16 base. threads: of one process."""
+    each client, as quick starts do. half: a bfloat16 base. threads: of one process. device: as torch calls it; a GPU
+    is shared by all workers."""
 
     attention: str | None = None
     matmul: str | None = None
@@ -150,6 +151,7 @@ class Settings:
     threads: int = 1
     rounds: int = 4
     workers: int = 2
+    device: str = "cpu"
 
 
 class Trainer:
@@ -160,21 +162,26 @@ class Trainer:
         if settings.matmul is not None:
             torch.set_float32_matmul_precision(settings.matmul)
         self._workload, self._settings = workload, settings
-        self._batches = workload.batches()
-        self._model = workload.model(settings.attention, half=settings.half)
+        self._batches = [
+            [tuple(part.to(settings.device) for part in batch) for batch in client] for client in workload.batches()
+        ]
+        self._model = self._fresh()
+
+    def _fresh(self) -> Any:
+        return self._workload.model(self._settings.attention, half=self._settings.half).to(self._settings.device)
 
     def start(self) -> dict[str, torch.Tensor]:
         """The adapter's and the head's values."""
         from peft import get_peft_model_state_dict
 
-        return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self._model).items()}
+        return {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(self._model).items()}
 
     def train(self, client: int, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What `state` becomes."""
         from peft import set_peft_model_state_dict
 
         if self._settings.fresh:
-            self._model = self._workload.model(self._settings.attention, half=self._settings.half)
+            self._model = self._fresh()
         set_peft_model_state_dict(self._model, state)
         optimizer = torch.optim.SGD([each for each in self._model.parameters() if each.requires_grad], lr=RATE)
         for ids, mask, labels in self._batches[client]:

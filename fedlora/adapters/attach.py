@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedlora.adapters.adapted import ADAPTER, AdaptedModel
+from fedlora.adapters.low_rank import shorten
 from fedlora.adapters.manifest import Form, Manifest, Role, factor_name, head_name
 from fedlora.adapters.modules import is_transposed
 from fedlora.errors import ModelError
@@ -98,6 +99,7 @@ def _finish_layer(layer: LoraLayer, manifest: Manifest) -> None:
     for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
         for parameter in factor.parameters():
             nn.init.zeros_(parameter)
+    shorten(layer, ADAPTER)
 
 
 def _parameters(model: nn.Module, manifest: Manifest, layers: dict[str, LoraLayer]) -> dict[str, nn.Parameter]:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,13 +15,14 @@ from fedlora.adapters.half import halve_base
 from fedlora.adapters.init import derive_seeded
 from fedlora.adapters.manifest import Manifest, Tensors, tensors_digest
 from fedlora.adapters.modules import find_modules
+from fedlora.client.holdout import ClientRows, split_holdout
 from fedlora.client.prefix import kept_prefix
 from fedlora.client.processor import processor_digest
 from fedlora.config.schema import RunConfig
 from fedlora.data.base import Partition, Splits
 from fedlora.data.partition import make_partition
 from fedlora.data.splits import load_splits
-from fedlora.errors import DataError, RunError
+from fedlora.errors import RunError
 from fedlora.seeding import stream
 from fedlora.strategies.base import Setup, Strategy
 from fedlora.tasks.base import Encoded, Task
@@ -30,18 +30,11 @@ from fedlora.tasks.registry import make_task
 from fedlora.training.cohort.train import Member, train_group
 from fedlora.training.evaluate import WHOLE, Shard, means, record_values
 from fedlora.training.local import LocalResult, train_client
+from fedlora.training.prepacking import prepack_frozen
 from fedlora.training.settings import resolve_device, torch_settings
 
 GRADIENT_ROWS = 64
 """Rows behind the first-step gradient of Fed-SB's `public` and `paper` initialisation (LoRA-SB: about |D|/1000)."""
-
-
-@dataclass(frozen=True)
-class ClientRows:
-    """A client's rows of the training split: those it trains on and those it only measures with (may be none)."""
-
-    train: NDArray[np.int64]
-    holdout: NDArray[np.int64]
 
 
 class Worker:
@@ -74,7 +67,10 @@ class Worker:
     @cached_property
     def base(self) -> nn.Module:
         """The base model with its head, before any adapter is attached."""
-        return self.task.load_base().to(self.device)
+        base = self.task.load_base().to(self.device)
+        if self.config.train.precision == "float32":  # before a fork, so that its children share it
+            prepack_frozen(self.config.train, base, map(base.get_parameter, self.task.head_parameters(base)))
+        return base
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -183,6 +179,7 @@ class Worker:
         if self.config.train.precision == "bfloat16":
             _ = self.base_digest  # of the values as they were loaded
             halve_base(adapted)
+            prepack_frozen(self.config.train, adapted.model, adapted.parameters(manifest.tensors))
         adapted.load(derive_seeded(manifest))
         return adapted
 
@@ -251,22 +248,6 @@ class Worker:
         self.check_partition()
         for split in ("train", "validation", *(["test"] if self.config.eval.test else [])):
             self.encoded(split)
-
-
-def split_holdout(rows: NDArray[np.int64], fraction: float, seed: int, client: int) -> ClientRows:
-    """`rows` in two: a `fraction` of the distinct ones (rounded down) is held out, the others train.
-
-    Raises DataError if no row is left to train on.
-    """
-    if not fraction and len(rows):
-        return ClientRows(train=rows, holdout=rows[:0])
-    distinct = np.unique(rows)
-    count = int(len(distinct) * fraction)
-    held = stream(seed, "holdout", client).permutation(distinct)[:count]
-    train = rows[~np.isin(rows, held)]
-    if not len(train):
-        raise DataError(f"client {client} has {len(rows)} rows, none of them left to train on: lower eval.holdout")
-    return ClientRows(train=train, holdout=np.sort(held))
 
 
 _resident: dict[str, Worker] = {}

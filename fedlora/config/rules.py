@@ -14,6 +14,7 @@ from fedlora.config.site_rules import (
 )
 from fedlora.config.strategy import make_strategy
 from fedlora.config.track import missing
+from fedlora.config.virtual_rules import VIRTUAL
 from fedlora.privacy.promises import refused
 
 
@@ -182,6 +183,15 @@ def workers_of_processes(config: RunConfig) -> Iterator[Contradiction]:
         )
 
 
+def prepacked_on_a_cpu(config: RunConfig) -> Iterator[Contradiction]:
+    """A GPU's kernels have no such layout."""
+    if config.train.prepack and config.train.device == "cuda":
+        yield Contradiction(
+            ("train.prepack", "train.device"),
+            "train.prepack = true with train.device = cuda: it lays weights out for a CPU's kernels; drop it",
+        )
+
+
 def noise_of_privacy(config: RunConfig) -> Iterator[Contradiction]:
     """Differential privacy is nothing without a size."""
     privacy = config.privacy
@@ -263,6 +273,7 @@ RULES: tuple[Rule, ...] = (
     sites_are_not_exposed,
     over_selection_of_sites,
     *BUFFERING,
+    *VIRTUAL,
     dependent_keys,
     architecture_is_named,
     label_for_skew,
@@ -271,6 +282,7 @@ RULES: tuple[Rule, ...] = (
     momentum_of_sgd,
     kept_prefix,
     workers_of_processes,
+    prepacked_on_a_cpu,
     noise_of_privacy,
     clipping_of_privacy,
     unit_of_privacy,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedlora.adapters.adapted import ADAPTER, AdaptedModel
 from fedlora.adapters.attach import FactorProduct
+from fedlora.adapters.forwards import instead
 from fedlora.errors import PrivacyError
 from fedlora.privacy.functions import affine, low_rank, low_rank_product
 from fedlora.privacy.rows import GradientRows
@@ -38,20 +39,8 @@ def recorded(adapted: AdaptedModel, names: Sequence[str]) -> Iterator[GradientRo
             f"these trained tensors belong to layers whose per-record gradient is not known: {odd}. Freeze them (for a"
             " head: model.train_head=false), or use a head that is one linear layer (model.head=mean)"
         )
-    with replaced(forwards):
+    with instead(forwards):
         yield rows
-
-
-@contextmanager
-def replaced(forwards: Mapping[Any, Forward]) -> Iterator[None]:
-    """Within the block, each of the modules has another forward pass."""
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in forwards:
-            del module.forward  # the class's own is back
 
 
 def replacements(

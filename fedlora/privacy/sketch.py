@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedlora.adapters.adapted import ADAPTER, AdaptedModel
+from fedlora.adapters.forwards import instead
 from fedlora.adapters.modules import is_transposed, weight_shape
 from fedlora.errors import PrivacyError, StrategyError
 from fedlora.privacy.dp_sgd import DpSgd, Learner, Units, noised_step
 from fedlora.privacy.functions import compute_dtype, keep_gradient
-from fedlora.privacy.layers import Forward, replaced
+from fedlora.privacy.layers import Forward
 from fedlora.privacy.randomness import RandomSource
 from fedlora.privacy.rows import GradientRows, split_like
 from fedlora.seeding import portable_uniform
@@ -92,7 +93,7 @@ def sketched(adapted: AdaptedModel, pairs: Mapping[str, SketchPair]) -> Iterator
     trained = [n for n, each in zip(manifest, adapted.parameters(manifest), strict=True) if each.requires_grad]
     adapted.set_trained([])
     try:
-        with replaced(forwards):
+        with instead(forwards):
             yield rows
     finally:
         adapted.set_trained(trained)

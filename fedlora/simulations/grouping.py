@@ -29,9 +29,14 @@ def with_group(config: RunConfig, worker: Worker) -> RunConfig:
     if config.engine.group is not None:
         return config
     chosen = fitting(tokens_of_a_step(config, worker), FULL[worker.device.type, config.train.precision])
-    places = config.engine.workers or 1
-    group = max(1, min(chosen, math.ceil(config.federation.cohort / places)))
+    group = even(chosen, math.ceil(config.federation.cohort / (config.engine.workers or 1)))
     return config.model_copy(update={"engine": config.engine.model_copy(update={"group": group})})
+
+
+def even(chosen: int, clients: int) -> int:
+    """Near `chosen`, and so that a worker's `clients` make equal groups: ten in eights are one group of ten."""
+    groups = max(1, round(clients / chosen))
+    return min(MOST, math.ceil(clients / groups)) if chosen > 1 else 1
 
 
 def fitting(tokens: float, full: int) -> int:

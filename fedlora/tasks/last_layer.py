@@ -11,8 +11,7 @@ batch has. Where dropout is on in that layer it computes all tokens, so that its
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -22,8 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-Forwards = Mapping[Any, Callable[..., Any]]
-"""Modules, each with another forward pass."""
+from fedlora.adapters.forwards import Forwards, instead
 
 Entry = dict[str, Any]
 """What a layer is called with, by the names of its forward pass's parameters."""
@@ -123,22 +121,6 @@ def taken(values: Tensor, positions: Tensor) -> Tensor:
 def unchanged(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
     """`hidden`: the forward pass of a module that is left out."""
     return hidden
-
-
-@contextmanager
-def instead(forwards: Forwards) -> Iterator[None]:
-    """Within the block, each of the modules has another forward pass; afterwards its own, whatever happened."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                del module.forward  # the class's own is back
-            else:
-                module.forward = own
 
 
 def _put_off(layer: nn.Module, entry: Entry) -> Callable[..., Tensor]:

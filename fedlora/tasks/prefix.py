@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedlora.adapters.forwards import instead
 from fedlora.errors import ModelError
 from fedlora.tasks.base import Batch, move
-from fedlora.tasks.last_layer import FAMILIES, LastLayer, instead, last_layer, unchanged
+from fedlora.tasks.last_layer import FAMILIES, LastLayer, last_layer, unchanged
 from fedlora.tasks.packing import LENGTHS, OWNERS
 from fedlora.tasks.rows import TokenRows
 

@@ -7,29 +7,22 @@ the last bits of every result. It is measured once and kept in the cache, so tha
 """
 
 import functools
-import json
-import platform
-import tempfile
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
 from fedlora.config.schema import TrainConfig
-from fedlora.data.cache import cache_dir
 from fedlora.training.probe import Speed, products
+from fedlora.training.verdicts import Verdicts, verdicts
 
 GAIN = 1.5
 """How many times as fast as `highest` another precision must be to be taken."""
-
-FILE = "arithmetic.json"
 
 
 def matmul_precision(config: TrainConfig, device: torch.device) -> str:
     """The precision to set: the configured one, or what `auto` is here. On CUDA the lower ones round: highest."""
     if config.matmul != "auto":
         return config.matmul
-    return "highest" if device.type == "cuda" else _measured_once(cache_dir() / FILE, _machine())
+    return "highest" if device.type == "cuda" else _measured_once(verdicts())
 
 
 def verdict(highest: Speed, medium: Speed) -> str:
@@ -38,43 +31,9 @@ def verdict(highest: Speed, medium: Speed) -> str:
 
 
 @functools.cache
-def _measured_once(file: Path, machine: str) -> str:
-    known = _known(file)
-    if machine not in known:
-        known[machine] = verdict(*products(torch.device("cpu"), ("highest", "medium")))
-        _keep(file, known)
-    return known[machine]
+def _measured_once(known: Verdicts) -> str:
+    return known.answer("train.matmul", _measure, ("highest", "medium"))
 
 
-def _machine() -> str:
-    return " ".join((platform.machine(), _processor(), "torch", torch.__version__))
-
-
-def _processor() -> str:
-    """Its name; on Linux `platform.processor` often knows none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("vendor_id", "cpu family", "model\t", "CPU implementer", "CPU part")
-    return ",".join(dict.fromkeys(line.partition(":")[2].strip() for line in lines if line.startswith(wanted)))
-
-
-def _known(file: Path) -> dict[str, str]:
-    """What is kept; a file that is not there or not ours says nothing."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {name: way for name, way in found.items() if way in ("highest", "medium")}
-
-
-def _keep(file: Path, known: dict[str, str]) -> None:
-    """Kept if it can be: without a cache it is measured again by the next process."""
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
-            json.dump(known, draft, indent=1)
-        Path(draft.name).replace(file)
+def _measure() -> str:
+    return verdict(*products(torch.device("cpu"), ("highest", "medium")))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from fedlora.adapters.prepacked import blocked, times
+
 SETTINGS = ("highest", "high", "medium")
 EXACT = 2e-6
 """Relative error up to which a product over some hundred terms was computed in float32; bf16: 2e-3, TF32: 3e-4."""
@@ -60,6 +62,24 @@ def halved(device: torch.device) -> Speed:
     return Speed(
         "bfloat16", _WORK / _seconds(lambda: linear(low, other), device) / 1e9, _error(linear(low, other), wanted)
     )
+
+
+def prepacked_products(dtype: torch.dtype) -> tuple[Speed, Speed]:
+    """The same product on the CPU, plain and with W laid out beforehand, in turn. Raises RuntimeError as oneDNN."""
+    x, w, wanted = _product(torch.device("cpu"))
+    low, other = x.to(dtype), w.to(dtype)
+    blocks = blocked(other)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: linear(low, other),
+        "prepacked": lambda: times(low, blocks),
+    }
+    errors = {name: _error(way(), wanted) for name, way in ways.items()}
+    seconds = dict.fromkeys(ways, float("inf"))
+    for _ in range(_TRIES + 1):
+        for name, way in ways.items():
+            seconds[name] = min(seconds[name], _once(way, torch.device("cpu")))
+    plain, prepacked = (Speed(name, _WORK / seconds[name] / 1e9, errors[name]) for name in ways)
+    return plain, prepacked
 
 
 def attentions(device: torch.device) -> dict[str, float]:

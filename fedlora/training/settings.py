@@ -1,5 +1,6 @@
 """Process-wide torch settings for the time of a run, put back afterwards."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ def torch_settings(config: TrainConfig) -> Iterator[torch.device]:
     deterministic form still run, with torch's warning: equal bits are promised on the CPU only.
     """
     device = resolve_device(config)
+    if device.type == "cuda":  # else cuBLAS may choose another kernel from one call to the next, and torch warns of it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     memory: Any = torch.utils.deterministic  # its properties are invisible to type checkers
     filling = memory.fill_uninitialized_memory

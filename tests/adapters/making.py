@@ -54,6 +54,11 @@ def random_tensors(manifest: Manifest, seed: int = 0, size: float = 0.3) -> dict
     return {n: (size * draw.standard_normal(s.shape)).astype(s.dtype) for n, s in manifest.tensors.items()}
 
 
+def own_forwards(model: nn.Module) -> dict[str, Any]:
+    """By module: the forward pass that is its own, not its class's."""
+    return {name: vars(one)["forward"] for name, one in model.named_modules() if "forward" in vars(one)}
+
+
 def task_of(config: RunConfig) -> Task:
     """The task of a tiny configuration, with its labels."""
     labels = {"text_classification": LABELS, "image_classification": IMAGE_LABELS, "causal_lm": None}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fedlora.client import group as client_group
 from fedlora.client import private, private_group
-from fedlora.client.worker import ClientRows, Worker
+from fedlora.client.holdout import ClientRows
+from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.errors import RunError
 from fedlora.privacy.ledger import open_ledger

@@ -18,6 +18,7 @@ from fedlora.tasks.last_layer import FAMILIES
 from fedlora.tasks.packing import SIGHT
 from fedlora.tasks.places import Places, pooled
 from fedlora.training.local import trained_names
+from tests.adapters.making import own_forwards
 from tests.tasks.stock import INPUTS, KINDS, RECORDS, TARGETS, Scene, apart, make_scene, of_stock
 
 
@@ -190,13 +191,13 @@ def test_nothing_is_left_behind_even_by_a_call_that_fails(
     own = last_layer.last_layer(model)
     assert own is not None
     own.layers[-1].forward = own.layers[-1].forward  # of the instance: someone else's
-    kept = vars(own.layers[-1])["forward"]
+    kept = own_forwards(model)
     scene.task.losses(model, scene.padded())
     with monkeypatch.context() as patch:
         patch.setattr(type(own.backbone), "forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             scene.task.losses(model, scene.padded())
-    assert [vars(m)["forward"] for m in model.modules() if "forward" in vars(m)] == [kept]
+    assert own_forwards(model) == kept
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert before.keys() == model.state_dict().keys()
 

@@ -16,7 +16,7 @@ from fedlora.tasks.prefix import EnteredRows, frozen_layers, with_states
 from fedlora.training.cohort.stack import Stack
 from fedlora.training.cohort.train import group_losses
 from fedlora.training.local import trained_names
-from tests.adapters.making import random_tensors
+from tests.adapters.making import own_forwards, random_tensors
 from tests.tasks.stock import KINDS, RECORDS, Scene, apart, make_scene, of_stock
 
 GIGABYTE = 1e9
@@ -69,6 +69,7 @@ def test_losses_and_gradients_are_those_of_stock_transformers_and_the_layers_bel
 ) -> None:
     scene = make(layers)
     rows, parameters, model = entered(scene), trained(scene), scene.adapted.model
+    forwards = own_forwards(model)
     wanted = of_stock(scene, scene.padded())
     expected = torch.autograd.grad(wanted.mean(), parameters)
     known, called = last_layer(model), list[str]()
@@ -85,7 +86,7 @@ def test_losses_and_gradients_are_those_of_stock_transformers_and_the_layers_bel
         assert apart(found, gradient) < 1e-5
     with torch.no_grad():
         assert apart(scene.task.evaluate(model, rows.compact(RECORDS))["loss"], wanted) < 1e-5
-    assert not [module for module in model.modules() if "forward" in vars(module)]
+    assert own_forwards(model) == forwards
 
 
 def test_states_of_another_layer_do_not_go_unnoticed(make: Callable[..., Scene]) -> None:

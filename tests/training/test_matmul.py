@@ -9,9 +9,10 @@ import torch
 from fedlora.config.schema import TrainConfig
 from fedlora.data.cache import CACHE_VARIABLE
 from fedlora.training import matmul
-from fedlora.training.matmul import FILE, matmul_precision, verdict
+from fedlora.training.matmul import matmul_precision, verdict
 from fedlora.training.probe import Speed
 from fedlora.training.settings import torch_settings
+from fedlora.training.verdicts import FILE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

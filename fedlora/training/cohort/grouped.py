@@ -93,10 +93,14 @@ def _equal(parts: Parts) -> bool:
 
 
 def _times(x: Tensor, factors: Tensor, parts: Parts) -> Tensor:
-    """x [n, …, a], factors [K, a, b] → [n, …, b]."""
+    """x [n, …, a], factors [K, a, b] → [n, …, b]. A few columns are formed as rows, for which BLAS is faster."""
     if _equal(parts):
-        flat = torch.bmm(x.reshape(len(parts), -1, x.shape[-1]), factors)
-        return flat.view(*x.shape[:-1], factors.shape[-1])
+        flat = x.reshape(len(parts), -1, x.shape[-1])
+        if factors.shape[2] < factors.shape[1]:
+            found = torch.bmm(factors.transpose(1, 2), flat.transpose(1, 2)).transpose(1, 2)
+        else:
+            found = torch.bmm(flat, factors)
+        return found.reshape(*x.shape[:-1], factors.shape[-1])
     out = x.new_empty(*x.shape[:-1], factors.shape[-1])
     for into, mine, factor in zip(torch.split(out, list(parts)), torch.split(x, list(parts)), factors, strict=True):
         torch.mm(mine.reshape(-1, x.shape[-1]), factor, out=into.view(-1, factors.shape[-1]))
@@ -106,8 +110,10 @@ def _times(x: Tensor, factors: Tensor, parts: Parts) -> Tensor:
 def _outer(g: Tensor, x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
     """Σ_i g_iᵀ·x_i over each client's rows: g [n, …, out], x [n, …, in] → [K, out, in]."""
     if _equal(parts):
-        clients = len(parts)
-        return torch.bmm(g.reshape(clients, -1, g.shape[-1]).transpose(1, 2), x.reshape(clients, -1, x.shape[-1]))
+        left, right = (each.reshape(len(parts), -1, each.shape[-1]) for each in (g, x))
+        if g.shape[-1] <= x.shape[-1]:
+            return torch.bmm(left.transpose(1, 2), right)
+        return torch.bmm(right.transpose(1, 2), left).transpose(1, 2)
     out = torch.empty_like(weight)
     for into, left, right in zip(out, torch.split(g, list(parts)), torch.split(x, list(parts)), strict=True):
         torch.mm(left.reshape(-1, g.shape[-1]).t(), right.reshape(-1, x.shape[-1]), out=into)

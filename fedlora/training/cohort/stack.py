@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fedlora.adapters.adapted import ADAPTER, AdaptedModel
 from fedlora.adapters.attach import FactorProduct
+from fedlora.adapters.forwards import instead
 from fedlora.adapters.manifest import Tensors
 from fedlora.errors import RunError
 from fedlora.privacy.functions import compute_dtype, keep_bias_gradient, keep_gradient
-from fedlora.privacy.layers import Forward, left_out, replaced, replacements
+from fedlora.privacy.layers import Forward, left_out, replacements
 from fedlora.privacy.rows import GradientRows
 from fedlora.training.cohort.grouped import Deal, Keep, Parts, grouped
 
@@ -60,7 +61,7 @@ class Stack:
                 f"these tensors belong to layers of which several clients' versions cannot be computed at once: {odd};"
                 " train the clients one at a time (engine.group=1), or use a head of linear layers (model.head=mean)"
             )
-        with replaced(forwards):
+        with instead(forwards):
             yield
 
     def linear(self, parts: Parts, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

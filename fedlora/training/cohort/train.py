@@ -73,6 +73,7 @@ def train_group(
     optimizer = make_optimizer(config, stack.trained, lr)
     with stack.in_place():
         streams = [batches(member.rows, config.batch, book.where) for member, book in zip(members, books, strict=True)]
+        found: list[Tensor] = []
         for parts in islice(zip(*streams, strict=True), config.steps):
             optimizer.zero_grad(set_to_none=True)
             losses = group_losses(stack, task, encoded, parts)
@@ -81,7 +82,9 @@ def train_group(
             if config.clip_norm is not None:
                 clip_each(stack.trained, config.clip_norm)
             optimizer.step()
-            for book, loss in zip(books, means.tolist(), strict=True):
+            found.append(means.detach())
+        for step in torch.stack(found).tolist():  # read once: on a GPU, each look would wait for the step's end
+            for book, loss in zip(books, step, strict=True):
                 book.note(loss)
     shares = _shares(members, config, time.perf_counter() - began)
     return [_result(stack, place, members[place], book, names, shares[place]) for place, book in enumerate(books)]

