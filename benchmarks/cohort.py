@@ -36,10 +36,10 @@ class Counted:
         self.records += len(rows)
         return self.rows.compact(rows)
 
-    def dealt(self, parts: Sequence[Sequence[int]]) -> Any:
+    def dealt(self, parts: Sequence[Sequence[int]], *, level: bool = False) -> Any:
         """As the rows' own."""
         self.records += sum(map(len, parts))
-        return self.rows.dealt(parts)
+        return self.rows.dealt(parts, level=level)
 
 
 @dataclass

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # heavy: matplotlib
 
 Store = Annotated[Path, typer.Option(help="The folder of the run store.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-_FIGURES = ("quality", "bytes", "seconds", "error")
+_FIGURES = ("quality", "bytes", "seconds", "error", "virtual_seconds")
 
 
 def register(app: typer.Typer) -> None:

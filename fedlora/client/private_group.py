@@ -111,8 +111,8 @@ class PrivateGroup:
         shared = adapted.read([name for name in names if name not in stack.stacked])
         own = [name for name in names if name in stack.stacked]
         return {
-            place: one.packed(_ordered({**shared, **stack.read(index, own)}, names))
-            for index, (place, one) in enumerate(members.items())
+            place: one.packed(_ordered({**shared, **mine}, names))
+            for (place, one), mine in zip(members.items(), stack.read_each(own), strict=True)
         }
 
     def _stepped(self, adapted: AdaptedModel, members: dict[int, Ready], sources: Sequence[RandomSource]) -> Stack:

@@ -24,7 +24,9 @@ class FederationConfig(Section):
         gt=0,
         description="bound on ‖s·(B_k·A_k − B·A)‖ over all modules, beyond which an update is rejected",
     )
-    timeout: float | None = Field(None, gt=0, description="seconds a round may take; null: no limit")
+    timeout: float | None = Field(
+        None, gt=0, description="seconds a round may take (with `virtual` set: virtual ones); null: no limit"
+    )
     below_quorum: Literal["fail", "retry"] = Field(
         "fail", description="what a round with fewer reports than it needs does: fail the run, or ask its cohort again"
     )
@@ -33,8 +35,8 @@ class FederationConfig(Section):
     over_selection: float = Field(
         1.0,
         ge=1,
-        description="sites: times the cohort that is asked; the round ends when as many as the cohort have reported."
-        " Not under DP: who is not counted has spent his ε for nothing",
+        description="sites, virtual time: times the cohort that is asked; the round ends when as many as the cohort"
+        " have reported. Not under DP: who is not counted has spent his ε for nothing",
     )
     release_few: bool = Field(
         False,
@@ -42,12 +44,14 @@ class FederationConfig(Section):
         " subtract its own update and has the other's",
     )
     absence: float = Field(
-        120.0, ge=0, description="sites: seconds that one may be away before it is lost to the round that asked it"
+        120.0,
+        ge=0,
+        description="sites, virtual time: seconds that one may be away before it is lost to the round that asked it",
     )
     buffered: bool = Field(
         False,
-        description="sites: do not wait for the slowest; a round is over after `buffer` updates, and an update that was"
-        " begun in an earlier round counts too (FedBuff). `cohort` is then how many sites work at once",
+        description="sites, virtual time: do not wait for the slowest; a round is over after `buffer` updates, and an"
+        " update that was begun in an earlier round counts too (FedBuff). `cohort` is then how many work at once",
     )
     buffer: int | None = Field(
         None,

@@ -13,6 +13,7 @@ from fedlora.config.computing import EngineConfig, TrainConfig
 from fedlora.config.federation import FederationConfig
 from fedlora.config.section import Name, Section
 from fedlora.config.track import TrackConfig
+from fedlora.config.virtual import VirtualConfig
 
 __all__ = [
     "AdapterConfig",
@@ -224,4 +225,5 @@ class RunConfig(Section):
     eval: EvalConfig
     privacy: PrivacyConfig = Field(default_factory=lambda: PrivacyConfig.model_validate({"name": "none"}))
     engine: EngineConfig
+    virtual: VirtualConfig = Field(default_factory=lambda: VirtualConfig.model_validate({}))
     track: TrackConfig = Field(default_factory=lambda: TrackConfig.model_validate({}))

@@ -7,8 +7,7 @@ still at work then goes on. A site is asked in a round at most once, and not in 
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.config.buffering import buffer_size
@@ -26,9 +25,6 @@ from fedlora.strategies.base import State
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.05
-"""Seconds between looks at what has come."""
-
 
 @dataclass(frozen=True)
 class Open:
@@ -36,6 +32,17 @@ class Open:
 
     client: int
     begun: Expected
+
+
+@dataclass(frozen=True)
+class _Connected:
+    """The clients that are connected, by their nodes: `present`, or all if that is None."""
+
+    nodes: Sequence[int]
+    present: Container[int] | None
+
+    def __contains__(self, client: object) -> bool:
+        return isinstance(client, int) and (self.present is None or self.nodes[client] in self.present)
 
 
 class Buffered:
@@ -49,6 +56,7 @@ class Buffered:
         self._open: dict[str, Open] = {}
         self._ended: dict[int, Verdict] = {}
         self._now = strategy.expected(0, strategy.state)
+        self._order: Sequence[int] = ()
         self._leftovers = False
         if self._size == config.federation.clients:
             log.warning("federation.buffer = %d is all clients: each round waits for the slowest of them", self._size)
@@ -101,6 +109,7 @@ class Buffered:
     def _begin(self, number: int) -> None:
         """A new round; what is too old for it is not waited for any more."""
         self._now, self._ended = self.strategy.expected(number, self.strategy.state), {}
+        self._order = asking_order(self.config, number)
         oldest = number - self.config.federation.max_staleness
         old = [message_id for message_id, work in self._open.items() if work.begun.round < oldest]
         self._take(old)  # it may have ended otherwise
@@ -129,18 +138,24 @@ class Buffered:
 
     def _fill(self) -> None:
         """Asks idle sites, so that as many as `federation.cohort` are at work."""
-        busy = set(self.at_work)
-        order = asking_order(self.config, self._now.round)
-        idle = [client for client in order if client not in busy and client not in self._ended]
-        if idle:
-            chosen = to_ask(idle, busy, self._there(), self.config.federation.cohort)
-            self._ask(chosen, self._now.round, self.strategy.state)
+        chosen = to_ask(self._idle(), set(self.at_work), self._there(), self.config.federation.cohort)
+        self._ask(chosen, self._now.round, self.strategy.state)
 
-    def _there(self) -> set[int]:
+    def _idle(self) -> Iterator[int]:
+        """Who may be asked, the first first."""
+        busy = set(self.at_work)
+        return (client for client in self._order if client not in busy and client not in self._ended)
+
+    def _awaited(self) -> Collection[int]:
+        """The idle ones if there is a place for one: who of them comes is asked."""
+        there = self._there()
+        full = sum(client in there for client in self.at_work) >= self.config.federation.cohort
+        return () if full else list(self._idle())
+
+    def _there(self) -> Container[int]:
         """The clients that are connected."""
-        present, clients = self.links.desk.present, range(self.config.federation.clients)
-        nodes = None if present is None else set(present())
-        return {client for client in clients if nodes is None or self._nodes[client] in nodes}
+        present = self.links.desk.present
+        return _Connected(self._nodes, None if present is None else present())
 
     def _ask(self, clients: list[int], number: int, state: State) -> None:
         if not clients:
@@ -158,26 +173,28 @@ class Buffered:
 
     def _collect(self) -> None:
         """Waits until the buffer is full, the time is up, or nobody is left to wait for."""
-        timeout = self.config.federation.timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
+        timeout, clock = self.config.federation.timeout, self.links.clock
+        deadline = None if timeout is None else clock.now() + timeout
         while True:
             self._take(list(self._open), self._size)
             if self._counted >= self._size:
                 return
             self._fill()
-            if not self._open or (deadline is not None and time.monotonic() >= deadline):
+            if not self._open or (deadline is not None and clock.now() >= deadline):
                 return
-            time.sleep(LOOK)
+            clock.look(deadline, self._awaited)
 
     def _take(self, message_ids: list[str], enough: int | None = None) -> None:
-        """Judges what has ended of these works, the oldest first, until `enough` updates count."""
-        for message_id in message_ids:
-            if enough is not None and self._counted >= enough:
+        """Judges what has ended of these works, one after another, until `enough` updates count."""
+        counted = self._counted
+        for message_id in self.links.clock.in_order(message_ids):
+            if enough is not None and counted >= enough:
                 return
             for reply in self.links.grid.pull_messages([message_id]):
                 work = self._open.pop(message_id)
                 verdict = judged(reply, work.client, work.begun)
-                self._ended[work.client] = as_of(verdict, work.begun, self._now)
+                self._ended[work.client] = found = as_of(verdict, work.begun, self._now)
+                counted += found.answer is not None
 
     def _waiting(self) -> str:
         return "; ".join(f"client {client}: still at work" for client in sorted(self.at_work))

@@ -1,7 +1,7 @@
 """Who is asked in a round."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 
 from fedlora.config.schema import RunConfig
 from fedlora.privacy.central import central_source
@@ -30,13 +30,16 @@ def asking_order(config: RunConfig, round_number: int) -> Sequence[int]:
     return [int(client) for client in drawn]
 
 
-def to_ask(order: Sequence[int], at_work: Collection[int], there: Collection[int], cohort: int) -> list[int]:
+def to_ask(order: Iterable[int], at_work: Collection[int], there: Container[int], cohort: int) -> list[int]:
     """Who of the idle clients in `order` is asked now, in ascending order, so that up to `cohort` are at work.
 
     there: clients that are connected. They come first, and one that is away, asked for when it is back, takes the
-    place of none of them.
+    place of none of them. No more of `order` is looked at than it takes.
     """
-    present = [client for client in order if client in there]
-    chosen = present[: max(0, cohort - sum(client in there for client in at_work))]
-    away = [client for client in order if client not in there]
+    places = cohort - sum(client in there for client in at_work)
+    chosen, away = list[int](), list[int]()
+    for client in order:
+        if len(chosen) >= places:
+            break
+        (chosen if client in there else away).append(client)
     return sorted(chosen + away[: max(0, cohort - len(at_work) - len(chosen))])

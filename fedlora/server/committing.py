@@ -1,7 +1,7 @@
 """How a round becomes durable: measured, maybe while the next one is trained, then committed and told."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedlora.adapters.manifest import Tensors
 from fedlora.config.schema import RunConfig
 from fedlora.server.checkpoint import Checkpoint
+from fedlora.server.clock import KEPT, Clock, WallClock
 from fedlora.server.events import ClientRefused, ClientReported, Event, RoundCommitted
 from fedlora.server.flower_strategy import FlowerStrategy, measured_in
 from fedlora.server.records import Outcome, RosterRow, RoundRecord
@@ -27,7 +28,7 @@ class Desk:
     """
 
     withdraw: Callable[[Iterable[str], str], None] = lambda message_ids, reason: None  # noqa: ARG005
-    present: Callable[[], Collection[int]] | None = None
+    present: Callable[[], Container[int]] | None = None
     tidy: Callable[[], None] = lambda: None
 
 
@@ -41,7 +42,7 @@ class Links:
     better begun before the last one is committed. commit: makes a round durable. kept: what clients keep of their
     own, by client, where this process holds it (virtual clients). emit: takes events. stop: asked between rounds; True
     ends the loop after the round that was begun last. desk: see `Desk`. emit_many: takes several events, faster than
-    one by one; None: there is no faster way.
+    one by one; None: there is no faster way. clock: what rounds, deadlines and pauses take for the time.
     """
 
     grid: Grid
@@ -54,6 +55,7 @@ class Links:
     stop: Callable[[], bool]
     desk: Desk = field(default_factory=Desk)
     emit_many: Callable[[Sequence[Event]], None] | None = None
+    clock: Clock = field(default_factory=WallClock)
 
     def tell(self, events: Sequence[Event]) -> None:
         """Emits all of them, in their order."""
@@ -80,10 +82,13 @@ class Committer:
         at_work: the clients that still work on a round, and on which: a resumed run asks them for it again.
         """
         state, kept = self.strategy.state, self.links.kept()
+        record = replace(record, metrics={**record.metrics, **self.links.clock.told()})
         metrics = self._measure(state, record.round)
         rng: dict[str, Any] = {"seed": self.config.seed, "next_round": record.round + 1}
         if at_work:
             rng[AT_WORK] = {str(client): number for client, number in at_work.items()}
+        if clock := self.links.clock.kept():
+            rng[KEPT] = clock
 
         def commit() -> None:
             self._commit(state, kept, replace(record, metrics={**record.metrics, **metrics()}), rng)

@@ -73,7 +73,7 @@ class RoundRecord:
 
     metrics: `validation_loss`, `validation_accuracy` (or the task's metric), `train_loss`, `aggregation_error`,
     `aggregation_error_estimated` (1.0 where a sketch gave it; both in the rounds that `eval.every` names, as
-    `validation_…` are), and what the strategy reports. Under central DP
+    `validation_…` are), in virtual time `virtual_seconds`, and what the strategy reports. Under central DP
     `clip_bound` (the next round's C), `noise_std` and `unclipped_fraction` instead of `train_loss` and
     `aggregation_error`: only what is released. Bytes and seconds tell how many reported: they are the operator's.
     bytes_once: of tensors sent once to each client (Fed-SB's A and B), counted apart from bytes_down.

@@ -6,7 +6,6 @@ global model of one round while it trains the next; the round is committed when 
 """
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
@@ -108,6 +107,7 @@ class RoundLoop:
     def resume(self, checkpoint: Checkpoint, state_after: Callable[[int], State]) -> None:
         """Goes on after a committed round. state_after: the state after an earlier one."""
         self.strategy.restore(checkpoint.record)
+        self.links.clock.restore(checkpoint.rng)
         self._rounds.resume(checkpoint, state_after)
 
     def run(self, done: int) -> int:
@@ -145,14 +145,8 @@ class RoundLoop:
                 self.links.emit(
                     RoundRetried(run=self.strategy.run, round=number, attempt=attempt, wait=wait, reason=str(error))
                 )
-                self._pause(wait)
+                self.links.clock.pause(wait, self.links.stop)
         return self._try(number)
-
-    def _pause(self, seconds: float) -> None:
-        """Waits, but not on after a request to stop."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self.links.stop():
-            time.sleep(min(0.5, left))
 
     def _try(self, number: int) -> None:
         try:

@@ -17,13 +17,14 @@ from rich.table import Table
 from fedlora.config.schema import RunConfig
 from fedlora.errors import ConfigError, RunError
 from fedlora.privacy.account import promised, read_account
-from fedlora.server.records import Outcome, RunHistory, RunInfo, RunStatus
+from fedlora.server.clock import VIRTUAL_SECONDS
+from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations.compare import privacy_together
 from fedlora.simulations.progress import LiveProgress, quality
 from fedlora.simulations.results import ADAPTER, REPORT
 from fedlora.simulations.simulate import Watch, resume, run
-from fedlora.words import bytes_text
+from fedlora.words import bytes_text, seconds_text
 
 
 class GracefulStop:
@@ -180,12 +181,18 @@ def _summary_rows(history: RunHistory) -> Mapping[str, str]:
         "sent": f"{bytes_text(up)} up, {bytes_text(down)} down" + (f", {bytes_text(once)} once" if once else ""),
         "refused": f"{refused} answers, see the report" if refused else "",
         "time": f"{sum(record.seconds for record in rounds):.1f} s in {max(0, len(rounds) - 1)} rounds",
+        "virtual time": _virtual(rounds),
         "adapter": _from_here(info.folder / ADAPTER) if info.status is RunStatus.FINISHED else "",
         "report": _from_here(info.folder / REPORT) if info.status is RunStatus.FINISHED else "",
         "run": _from_here(info.folder),
         "privacy": _privacy(info),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _virtual(rounds: Sequence[RoundRecord]) -> str:
+    time = rounds[-1].metrics.get(VIRTUAL_SECONDS) if rounds else None
+    return "" if time is None else seconds_text(time)
 
 
 def _privacy(info: RunInfo) -> str:

@@ -16,6 +16,7 @@ from fedlora.client.site import SimulatedSite
 from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.errors import RunError
+from fedlora.server.clock import Clock, WallClock
 from fedlora.server.committing import Desk
 from fedlora.simulations.measure import measure_state
 from fedlora.simulations.processes import WorkerPool, can_fork
@@ -38,7 +39,8 @@ class Engine:
     ask: begins to have messages answered, within a number of seconds; what it returns, called, gives the replies.
     measure: begins to measure a state's global model on a split ("validation" or "test"), told whether training
     follows at once; what it returns, called, gives the metrics, named `<split>_<metric>`. ahead: whether it does so in
-    the background. committed: told the number of each round that is durable. desk: see `Desk`.
+    the background. committed: told the number of each round that is durable. desk: see `Desk`. clock: what rounds,
+    deadlines and pauses take for the time.
     """
 
     grid: Grid
@@ -47,6 +49,7 @@ class Engine:
     ahead: bool
     committed: Callable[[int], None] = untold
     desk: Desk = field(default_factory=Desk)
+    clock: Clock = field(default_factory=WallClock)
 
 
 MakeEngine = Callable[[RunConfig, ClientApp, Worker], AbstractContextManager[Engine]]

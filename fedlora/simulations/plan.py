@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -19,6 +18,7 @@ from fedlora.data.table import PartitionTable, describe
 from fedlora.errors import StrategyError
 from fedlora.privacy.schedule import settle_privacy
 from fedlora.privacy.statement import Statement, statement
+from fedlora.simulations.activations import activation_bytes
 from fedlora.simulations.engines import settle
 from fedlora.simulations.guarantees import Guarantee, guarantees
 from fedlora.strategies.base import Setup
@@ -173,33 +173,18 @@ def _numbers(manifest: Manifest, *, head: bool) -> int:
 
 
 def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) -> Memory:
-    """An upper estimate for full-length batches; under local DP with the gradients of a micro-batch, record by record.
-
-    Activations by Korthikanti et al. (arXiv 2205.05198, eq. 1): s·b·h·(34 + 5·a·s/h) bytes a layer in 16 bits, here
-    in 32; s tokens, b records, h the width, a the heads. The logits come on top.
-    """
-    shape: Any = skeleton.config
-    private = config.privacy.local
-    tokens, records = _tokens(config, shape), config.privacy.micro_batch if private else config.train.batch
-    width, heads, layers = shape.hidden_size, shape.num_attention_heads, shape.num_hidden_layers
-    layer = 2 * tokens * records * width * (34 + 5 * heads * tokens / width)
-    outputs = getattr(shape, "vocab_size", 0) if config.task.name == "causal_lm" else 0
+    """An upper estimate for full-length batches; under local DP with a micro-batch's gradients, record by record."""
+    private, group = config.privacy.local, config.engine.together
     trained = sum(spec.nbytes for spec in manifest.tensors.values() if spec.trained)
     copies = 2 + OPTIMIZER_COPIES[config.train.optimizer] + (config.train.momentum > 0)
-    group, half = config.engine.together, 0.5 if config.train.precision == "bfloat16" else 1.0
+    half = 0.5 if config.train.precision == "bfloat16" else 1.0
     frozen = sum(spec.nbytes for spec in manifest.tensors.values() if not spec.trained)
     return Memory(
         base=int(half * sum(p.numel() * p.element_size() for p in skeleton.parameters())),
-        adapter=frozen + group * (copies + (records if private else 0)) * trained,
-        activations=group * int(layers * layer + 3 * 4 * tokens * records * outputs),
+        adapter=frozen + group * (copies + (config.privacy.micro_batch if private else 0)) * trained,
+        activations=int(group * activation_bytes(config, skeleton.config)),
         workers=config.engine.workers or 1,
     )
-
-
-def _tokens(config: RunConfig, shape: Any) -> int:
-    if config.task.name == "image_classification":
-        return int((shape.image_size // shape.patch_size) ** 2 + 1)
-    return config.task.max_length
 
 
 def _holders(config: RunConfig, splits: Splits, shown: int) -> PartitionTable:

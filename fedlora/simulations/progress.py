@@ -7,6 +7,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from fedlora.server.clock import VIRTUAL_SECONDS
 from fedlora.server.events import (
     ClientRefused,
     ClientReported,
@@ -19,7 +20,7 @@ from fedlora.server.events import (
     RunStarted,
     RunStopped,
 )
-from fedlora.words import bytes_text
+from fedlora.words import bytes_text, seconds_text
 
 COLUMNS = "{:>7}  {:>8}  {:>10}  {:>12}  {:>9}  {:>9}  {:>10}  {:>6}  {:>6}"
 HEADINGS = ("round", "reported", "train loss", "validation", "up", "down", "agg. error", "time", "left")
@@ -99,7 +100,7 @@ class LiveProgress:
             f"{event.seconds:.1f}s",
             "" if event.eta_seconds is None else f"{event.eta_seconds:.0f}s",
         )
-        self.console.print(COLUMNS.format(*cells), highlight=False)
+        self.console.print(COLUMNS.format(*cells) + _virtual(event), highlight=False)
         self._bar.reset(self._task, total=None, description="next round")
 
     def _retried(self, event: RoundRetried) -> None:
@@ -118,6 +119,12 @@ def quality(metrics: Mapping[str, float], split: str = "validation") -> str:
         if value is not None:
             return f"{name.replace('accuracy', 'acc').replace('_', ' ')} {value:.3f}"
     return ""
+
+
+def _virtual(event: RoundCommitted) -> str:
+    """The virtual clock, in a run that has one."""
+    time = event.metrics.get(VIRTUAL_SECONDS)
+    return "" if time is None else f"  virtual {seconds_text(time)}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -11,6 +11,7 @@ from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.data.table import PartitionTable, describe
 from fedlora.privacy.account import Account, write_account
+from fedlora.server.clock import VIRTUAL_SECONDS
 from fedlora.server.records import RunInfo, RunStatus
 from fedlora.server.store import RunStore
 from fedlora.simulations.ledgers import account_of
@@ -45,6 +46,8 @@ def _totals(store: RunStore, info: RunInfo) -> dict[str, float]:
     totals["seconds"] = sum(r.seconds for r in rounds)
     if "aggregation_error" in rounds[-1].metrics:
         totals["aggregation_error"] = rounds[-1].metrics["aggregation_error"]
+    if VIRTUAL_SECONDS in rounds[-1].metrics:
+        totals[VIRTUAL_SECONDS] = rounds[-1].metrics[VIRTUAL_SECONDS]
     return totals
 
 

@@ -43,6 +43,7 @@ from fedlora.simulations.grouping import with_group
 from fedlora.simulations.ledgers import close_ledgers, refuse_more_rounds, with_ledgers
 from fedlora.simulations.results import leave_results
 from fedlora.simulations.sites import common_to, keeps_ledgers, refuse
+from fedlora.simulations.timed import in_virtual_time
 from fedlora.simulations.virtual import VirtualGrid
 from fedlora.strategies.base import State, Strategy, keeps_client_state
 from fedlora.trackers.tracking import tracking
@@ -113,6 +114,14 @@ def _driven_elsewhere(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"engine": EngineConfig(name="sequential", workers=None, address=None, group=1)})
 
 
+def told(config: RunConfig) -> RunConfig:
+    """`config` as clients are told it: in virtual time without a deadline, which for them is one of this machine's
+    clock."""
+    if not config.virtual.on:
+        return config
+    return config.model_copy(update={"federation": config.federation.model_copy(update={"timeout": None})})
+
+
 class _Run:
     """One run being driven by this process."""
 
@@ -137,7 +146,7 @@ class _Run:
         return self.store.history(self.info)
 
     def _rounds_and_results(self, emit: Emitter) -> None:
-        worker = worker_for(self.config)
+        worker = worker_for(told(self.config))
         if not self.config.federation.sites:
             worker.check_partition()
             self.config = with_group(self.config, worker)
@@ -148,7 +157,7 @@ class _Run:
         with self._engine(worker) as engine:
             state, first = self._start(method, worker, engine, checkpoint, book)
             common = common_to(worker, fixed=bool(state.fixed))
-            strategy = FlowerStrategy(method, state, self.config, self.info.id, book=book, **asdict(common))
+            strategy = FlowerStrategy(method, state, told(self.config), self.info.id, book=book, **asdict(common))
             done = self._rounds(strategy, engine, emit, first, checkpoint)
             if done < self.config.federation.rounds:
                 self._stopped(emit, f"stopped on request after round {done}")
@@ -162,7 +171,7 @@ class _Run:
     def _engine(self, worker: Worker) -> AbstractContextManager[Engine]:
         if self.grid is not None:
             return nullcontext((over_link if isinstance(self.grid, Linked) else around)(self.grid, worker))
-        return ENGINES[self.config.engine.name](self.config, app, worker)
+        return ENGINES[self.config.engine.name](told(self.config), app, worker)
 
     def _start(
         self,
@@ -176,7 +185,9 @@ class _Run:
             return checkpoint.state, checkpoint.record
         common = common_to(worker, fixed=False)
         setup = worker.setup(method)
-        return first_state(method, setup, self.config, self.info.id, engine.ask, engine.grid, book=book, common=common)
+        return first_state(
+            method, setup, told(self.config), self.info.id, engine.ask, engine.grid, book=book, common=common
+        )
 
     def _rounds(
         self,
@@ -186,7 +197,7 @@ class _Run:
         first: RoundRecord,
         checkpoint: Checkpoint | None,
     ) -> int:
-        loop = RoundLoop(strategy, self.config, self._links(engine, emit, strategy))
+        loop = RoundLoop(strategy, self.config, self._links(self._in_its_time(engine), engine.grid, emit, strategy))
         if checkpoint is None:
             loop.start(first)
         else:
@@ -213,7 +224,15 @@ class _Run:
             return engine_words(self.config)
         return f"{self.config.federation.clients} sites" if self.config.federation.sites else "Flower's grid"
 
-    def _links(self, engine: Engine, emit: Emitter, strategy: FlowerStrategy) -> Links:
+    def _in_its_time(self, engine: Engine) -> Engine:
+        """The engine, in virtual time if the run has one."""
+        if not self.config.virtual.on or not isinstance(engine.grid, VirtualGrid):
+            return engine
+        return in_virtual_time(engine, engine.grid, self.config)
+
+    def _links(self, engine: Engine, clients: Grid, emit: Emitter, strategy: FlowerStrategy) -> Links:
+        """clients: the Grid whose clients keep what is theirs."""
+
         def durable(checkpoint: Checkpoint) -> None:
             commit(self.store, self.info, checkpoint)
             strategy.acknowledge()
@@ -225,11 +244,12 @@ class _Run:
             measure=lambda state, followed: engine.measure(state, "validation", followed),
             ahead=engine.ahead,
             commit=durable,
-            kept=lambda: _kept(engine.grid),
+            kept=lambda: _kept(clients),
             emit=emit,
             emit_many=emit.many,
             stop=self.watch.stop,
             desk=engine.desk,
+            clock=engine.clock,
         )
 
     def _stopped(self, emit: Emitter, reason: str) -> None:

@@ -17,17 +17,24 @@ NOT_SIMULATED = (
 )
 
 NOT_BUFFERED = (
-    "federation.buffered = true has no meaning for virtual clients, which are neither slow nor fast: start the run on a"
+    "federation.buffered = true has no meaning for virtual clients without virtual time, which are neither slow nor"
+    " fast: set 'virtual.sample_seconds=0.05', the seconds that a record takes a client of speed 1, start the run on a"
     " server that sites connect to, or drop it"
+)
+NOT_TIMED = (
+    "virtual.sample_seconds is for fedlora's own engines: on Flower's runtime clients take the time that they take; use"
+    " `fedlora simulate`, or drop it"
 )
 
 
 def refuse(config: RunConfig, grid: Grid | None) -> None:
-    """Raises ConfigError for sites without a grid that reaches them, local DP on one whose nodes keep no ledgers, or
-    buffered rounds of virtual clients."""
+    """Raises ConfigError for sites without a grid that reaches them, local DP on one whose nodes keep no ledgers,
+    virtual time on a grid that was there before, or buffered rounds of virtual clients without virtual time."""
     if grid is None and config.federation.sites:
         raise ConfigError([NOT_SIMULATED])
-    if config.federation.buffered and not config.federation.sites:
+    if grid is not None and config.virtual.on:
+        raise ConfigError([NOT_TIMED])
+    if config.federation.buffered and not config.federation.sites and not config.virtual.on:
         raise ConfigError([NOT_BUFFERED])
     if grid is not None and config.privacy.local and not (config.federation.sites and keeps_ledgers(grid)):
         raise ConfigError([ELSEWHERE])

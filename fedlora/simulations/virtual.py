@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -187,7 +187,16 @@ class VirtualGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to `message_ids` that are there and were not pulled yet."""
         done = [i for i in message_ids if i in self._calls and self._calls[i][1].done()]
-        return [self._reply(*self._calls.pop(message_id)) for message_id in done]
+        return [self.wait_for(message_id) for message_id in done]
+
+    def wait_for(self, message_id: str) -> Message:
+        """The reply to one message that was not pulled yet, when it is there."""
+        return self._reply(*self._calls.pop(message_id))
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Nobody pulls the replies to these: the calls are cancelled, or their outcomes let go."""
+        for message_id in message_ids:
+            self._calls.pop(message_id)[1].cancel()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """The replies, in the order of the messages. What is not answered within `timeout` seconds gets none."""
@@ -204,7 +213,7 @@ class VirtualGrid(Grid):
         groups = [list(islice(waiting, size)) for size in self._split(len(messages))]
         if deadline is None and isinstance(self._caller, Sharing):
             ids = self._push_all(groups, self._caller)
-            return lambda: self._as_they_come(ids)
+            return lambda: (self.wait_for(message_id) for message_id in ids)
         ids = []
         for group in groups:  # in shards, those that are in time would wait for those that are not
             if deadline is not None and time.monotonic() >= deadline:
@@ -212,15 +221,10 @@ class VirtualGrid(Grid):
             ids += self._push(group)
         return lambda: self._collect(ids, deadline)
 
-    def _as_they_come(self, ids: Sequence[str]) -> Iterator[Message]:
-        for message_id in ids:
-            yield self._reply(*self._calls.pop(message_id))
-
     def _collect(self, ids: Sequence[str], deadline: float | None) -> Iterable[Message]:
         wait([self._calls[i][1] for i in ids], None if deadline is None else max(0.0, deadline - time.monotonic()))
         replies = self.pull_messages(ids)
-        for late in (i for i in ids if i in self._calls):
-            self._calls.pop(late)[1].cancel()
+        self.forget([message_id for message_id in ids if message_id in self._calls])
         return replies
 
     def _push_all(self, groups: Sequence[Sequence[Message]], caller: Sharing) -> list[str]:

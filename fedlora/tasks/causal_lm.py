@@ -23,7 +23,7 @@ from fedlora.tasks.base import Batch
 from fedlora.tasks.cards import ANSWER_INPUTS, CHAT_TOKENS, PLAIN_TOKENS, Recipe, card
 from fedlora.tasks.last_layer import last_layer
 from fedlora.tasks.loading import ModelLoader, make_loader
-from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, token_rows
+from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, model_inputs, token_rows
 from fedlora.tasks.places import Places
 from fedlora.tasks.prefix import entering
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, require_columns, texts
@@ -145,7 +145,7 @@ class CausalLM:
         targets, owners = batch["labels"][:, 1:], batch.get(OWNERS)
         if owners is not None:  # a text's first token follows from nothing, and least of all from the text before it
             targets = targets.masked_fill(batch["position_ids"][:, 1:] == 0, NO_LOSS)
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        inputs = model_inputs(model, batch, MODEL_INPUTS)
         records = len(batch[LENGTHS]) if owners is not None else len(targets)
         known = last_layer(model)
         if known is None:

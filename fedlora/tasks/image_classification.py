@@ -51,8 +51,9 @@ class ImageRows:
         """The same as `batch`."""
         return self.batch(rows)
 
-    def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Sequence[int]]:
-        """See `fedlora.tasks.base.Encoded`."""
+    def dealt(self, parts: Sequence[Sequence[int]], *, level: bool = False) -> tuple[dict[str, Tensor], Sequence[int]]:
+        """See `fedlora.tasks.base.Encoded`; a row is a record, so none are added."""
+        del level
         return self.batch([row for part in parts for row in part]), [len(part) for part in parts]
 
 

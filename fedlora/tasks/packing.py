@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora.errors import ModelError
+from fedlora.tasks.base import Batch
 from fedlora.tasks.rows import TokenRows
 
 SIGHT: Mapping[str, bool] = {"bert": False, "gpt2": True, "llama": True}
@@ -37,20 +38,19 @@ OWNERS, LENGTHS = "owners", "lengths"
 
 @dataclass(frozen=True)
 class PackedTokenRows(TokenRows):
-    """Tokenised rows whose training batches are packed. causal: whether a token sees none after it."""
-
-    causal: bool = False
+    """Tokenised rows whose training batches are packed."""
 
     def compact(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The rows packed into m rows of W tokens: ids, positions and owners [m, W], mask [m, 1, W, W], lengths [n]."""
+        """The rows packed into m rows of W tokens: ids, positions, owners [m, W], lengths [n]; see `model_inputs`."""
         return self.dealt([rows])[0]
 
-    def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Sequence[int]]:
+    def dealt(self, parts: Sequence[Sequence[int]], *, level: bool = False) -> tuple[dict[str, Tensor], Sequence[int]]:
         """See `fedlora.tasks.base.Encoded`: each part is packed into rows of its own, all of the same width."""
         lengths = [self.lengths[np.asarray(part, np.int64)].tolist() for part in parts]
         capacity = max(ROW_TOKENS, *map(max, lengths))
         arranged = [arrange(mine, capacity) for mine in lengths]
         counts = [1 + max(row for row, _ in places) for places, _ in arranged]
+        counts = [max(counts)] * len(counts) if level else counts  # what is missing are rows of padding
         firsts = [sum(counts[:part]) for part in range(len(counts))]
         places = [
             (first + row, start) for first, (mine, _) in zip(firsts, arranged, strict=True) for row, start in mine
@@ -72,7 +72,7 @@ class PackedTokenRows(TokenRows):
             positions[row, span] = np.arange(lengths[record])
             owners[row, span] = record
         packed = {name: torch.from_numpy(values) for name, values in batch.items()}
-        packed |= {"position_ids": torch.from_numpy(positions), "attention_mask": _mask(owners, self.causal)}
+        packed["position_ids"] = torch.from_numpy(positions)
         packed[OWNERS] = torch.from_numpy(np.where(owners < 0, len(rows), owners))
         packed[LENGTHS] = torch.from_numpy(lengths)
         picked = np.asarray(rows, np.int64)
@@ -81,8 +81,28 @@ class PackedTokenRows(TokenRows):
 
 def token_rows(model_type: str | None, **parts: Any) -> TokenRows:
     """Rows with these `parts` (see `TokenRows`), packed where `model_type` allows it; None: never."""
-    causal = SIGHT.get(model_type or "")
-    return TokenRows(**parts) if causal is None else PackedTokenRows(**parts, causal=causal)
+    return (PackedTokenRows if model_type in SIGHT else TokenRows)(**parts)
+
+
+def model_inputs(model: Any, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    """What of a batch goes to the model: those of `names` that are there, and for packed rows the mask [m, 1, W, W].
+
+    The mask is made where the batch is: on a GPU, sending it would take longer than all else. It is additive: 0 from a
+    token to those of its text that it sees, the lowest float elsewhere.
+
+    Raises ModelError for packed rows and a model of which that is not known.
+    """
+    inputs = {name: batch[name] for name in names if name in batch}
+    if OWNERS in batch:
+        if getattr(getattr(model, "config", None), "model_type", None) not in SIGHT:
+            raise ModelError(
+                f"a {type(model).__name__} cannot be given packed rows: whether its tokens see those after them is not"
+                " known; set train.packing=false"
+            )
+        inputs["attention_mask"] = _mask(
+            batch[OWNERS], SIGHT[model.config.model_type], torch.promote_types(model.dtype, torch.float32)
+        )
+    return inputs
 
 
 Arranged = tuple[list[tuple[int, int]], int]
@@ -116,12 +136,11 @@ def _filled(lengths: Sequence[int], rows: int) -> Arranged:
     return places, max(filled)
 
 
-def _mask(owners: NDArray[np.int64], causal: bool) -> Tensor:
-    """Additive attention mask [m, 1, W, W]: 0 from a token to those of its text that it sees, the lowest float else."""
-    same = torch.from_numpy(owners[:, :, None] == owners[:, None, :])
-    if causal:
-        same.tril_()
-    return torch.zeros(same.shape).masked_fill_(~same, torch.finfo(torch.float32).min).unsqueeze(1)
+def _mask(owners: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
+    same = owners.unsqueeze(2) == owners.unsqueeze(1)
+    seen = same.tril() if causal else same
+    zeros = torch.zeros(same.shape, dtype=dtype, device=owners.device)
+    return zeros.masked_fill_(~seen, torch.finfo(torch.float32).min).unsqueeze(1)
 
 
 def mean_of_records(values: Tensor, owners: Tensor, lengths: Tensor) -> Tensor:

@@ -58,9 +58,9 @@ class EnteredRows:
         """See `TokenRows.compact`."""
         return self._entered(self.rows.compact(rows), rows)
 
-    def dealt(self, parts: Sequence[Sequence[int]]) -> tuple[Batch, Sequence[int]]:
+    def dealt(self, parts: Sequence[Sequence[int]], *, level: bool = False) -> tuple[Batch, Sequence[int]]:
         """See `TokenRows.dealt`."""
-        batch, counts = self.rows.dealt(parts)
+        batch, counts = self.rows.dealt(parts, level=level)
         return self._entered(batch, [row for part in parts for row in part]), counts
 
     def _entered(self, batch: dict[str, Tensor], rows: Sequence[int]) -> Batch:

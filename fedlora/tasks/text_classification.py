@@ -23,7 +23,7 @@ from fedlora.tasks.classification import record_losses, record_metrics
 from fedlora.tasks.heads import head_parameters
 from fedlora.tasks.last_layer import last_layer
 from fedlora.tasks.loading import ModelLoader, make_loader, require_labels
-from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, token_rows
+from fedlora.tasks.packing import LENGTHS, OWNERS, mean_of_records, model_inputs, token_rows
 from fedlora.tasks.places import pooled
 from fedlora.tasks.prefix import entering
 from fedlora.tasks.rows import Ragged, TokenRows, chunks, class_ids, require_columns, texts
@@ -127,7 +127,7 @@ class TextClassification:
         return record_metrics(self.logits(model, batch), batch["labels"])
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        inputs = model_inputs(model, batch, MODEL_INPUTS)
         with entering(model, batch):
             return (self._of_one_token if self.head.one_token else self._of_all_tokens)(model, batch, inputs)
 

@@ -1,6 +1,5 @@
 """Process-wide torch settings for the time of a run, put back afterwards."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,12 +30,10 @@ def resolve_device(config: TrainConfig) -> torch.device:
 def torch_settings(config: TrainConfig) -> Iterator[torch.device]:
     """Threads, float32 matmul precision and deterministic kernels as `config` says; gives the device.
 
-    `threads` null leaves torch's own choice (one a core, or OMP_NUM_THREADS). On CUDA, kernels without a
-    deterministic form still run, with torch's warning: equal bits are promised on the CPU only.
+    `threads` null leaves torch's own choice (one a core, or OMP_NUM_THREADS). On CUDA the kernels are the fastest,
+    deterministic or not: equal bits are promised on the CPU only.
     """
     device = resolve_device(config)
-    if device.type == "cuda":  # else cuBLAS may choose another kernel from one call to the next, and torch warns of it
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     memory: Any = torch.utils.deterministic  # its properties are invisible to type checkers
     filling = memory.fill_uninitialized_memory
@@ -46,7 +43,7 @@ def torch_settings(config: TrainConfig) -> Iterator[torch.device]:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.set_float32_matmul_precision(matmul_precision(config, device))
-        torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+        torch.use_deterministic_algorithms(device.type == "cpu")
         # It would fill every new tensor with NaN, for code that reads what it never wrote: 3 % of a small step.
         memory.fill_uninitialized_memory = False
         yield device

@@ -14,7 +14,7 @@ from fedlora.flower_internals import stamp
 from fedlora.privacy.account import ROSTER, read_account
 from fedlora.privacy.ledger import open_ledger
 from fedlora.privacy.schedule import run_epsilon
-from fedlora.server import buffered
+from fedlora.server import clock
 from fedlora.server.checkpoint import load
 from fedlora.server.committing import at_work
 from fedlora.server.participation import participation
@@ -68,7 +68,7 @@ class Unhurried(BareGrid):
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffered, "LOOK", 0.0)
+    monkeypatch.setattr(clock, "LOOK", 0.0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from fedlora.config.schema import RunConfig
 from fedlora.flower_internals import Run, empty_run, identify, stamp
-from fedlora.server import buffered, rounds
+from fedlora.server import clock as clocks
 from fedlora.server.admission import LOST_CODE
 from fedlora.server.checkpoint import Checkpoint
 from fedlora.server.committing import Desk, Links
@@ -208,8 +208,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch, run: Scripted) -> Scripted:
         run.grid.ticks += 1
 
     clock = SimpleNamespace(monotonic=lambda: float(run.grid.ticks), sleep=sleep)
-    monkeypatch.setattr(buffered, "time", clock)
-    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(clocks, "time", clock)
     return run
 
 

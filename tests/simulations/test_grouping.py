@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedlora.client.worker import Worker
 from fedlora.config.compose import compose
@@ -12,7 +13,7 @@ from fedlora.config.schema import EngineConfig, RunConfig
 from fedlora.server.checkpoint import load
 from fedlora.server.store import RunStore
 from fedlora.simulations.engines import engine_words, settle
-from fedlora.simulations.grouping import MOST, fitting, tokens_of_a_step, with_group
+from fedlora.simulations.grouping import even, fitting, full_pass, tokens_of_a_step, with_group
 from fedlora.simulations.simulate import Watch, resume, run
 from tests.tiny import tiny_config
 
@@ -28,9 +29,32 @@ def made(bert: Path, csv: Path, store: Path, **updates: Any) -> RunConfig:
     return tiny_config(bert, csv, strategy={"name": "fedavg"}, **settings)
 
 
-@pytest.mark.parametrize(("tokens", "group"), [(8, MOST), (32, 8), (129, 1), (128, 2), (5000, 1)])
+@pytest.mark.parametrize(("tokens", "group"), [(8, 16), (32, 8), (129, 1), (128, 2), (5000, 1)])
 def test_clients_are_put_together_until_a_pass_is_full(tokens: float, group: int) -> None:
-    assert fitting(tokens, 256) == group
+    assert fitting(tokens, 256, 16) == group
+
+
+@pytest.mark.parametrize(
+    ("chosen", "clients", "group"),
+    [(8, 10, 10), (8, 20, 10), (8, 13, 7), (8, 7, 7), (1, 10, 1), (16, 100, 16), (3, 1, 1)],
+)
+def test_a_workers_clients_make_equal_groups(chosen: int, clients: int, group: int) -> None:
+    assert even(chosen, clients, 16) == group
+
+
+def test_on_a_gpu_the_memory_decides(
+    tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made(tiny_bert, tiny_text_csv, tmp_path)
+    worker = Worker(config)
+    monkeypatch.setattr(Worker, "device", torch.device("cuda"))
+    rooms = []
+    for free in (2**20, 2**30):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        rooms.append(full_pass(config, worker))
+    assert rooms[1] == 1024 * rooms[0]
+    shape = worker.skeleton.config
+    assert 4 * rooms[0] * 34 * 2 * shape.hidden_size * shape.num_hidden_layers < 2**20
 
 
 def test_the_tokens_of_a_step_are_those_that_are_computed(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:

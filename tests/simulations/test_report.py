@@ -218,6 +218,28 @@ def test_comparison_page(tmp_path: Path) -> None:
     assert "fed_sb, ± sd" in page.text
 
 
+def with_virtual_time(history: RunHistory) -> RunHistory:
+    rounds = [replace(r, metrics={**r.metrics, "virtual_seconds": 40.0 * r.round}) for r in history.rounds]
+    return replace(history, rounds=rounds)
+
+
+def test_virtual_time_is_an_axis_of_the_runs_that_have_one(tmp_path: Path) -> None:
+    timed, plain = with_virtual_time(make_history("fedavg", bad={})), make_history("fed_sb", bad={})
+    page = Page(write_report(timed, tmp_path / "timed.html"))
+    assert "Accuracy by virtual time" in page.text
+    assert "virtual seconds by round" not in page.text
+    assert "8 min 0 s" in page.text
+    assert "virtual" not in Page(write_report(plain, tmp_path / "plain.html")).text
+    both = Page(write_comparison([timed, plain], tmp_path / "both.html"))
+    assert both.tags["figure"] == 5
+    assert "accuracy by virtual time" in both.text
+    assert "41 s (virtual: 8 min 0 s)" in both.text
+    tables = [rest.split("</table>")[0] for rest in both.source.split("<table")[1:]]
+    (only,) = (table for table in tables if "virtual seconds" in table)
+    assert "480" in only
+    assert "fed_sb" not in only
+
+
 def test_troubles_are_gathered_and_sorted() -> None:
     found = troubles(make_history())
     assert [(t.client, t.outcome, t.rounds) for t in found] == [

@@ -60,9 +60,8 @@ class Scene:
         return dict(self.encoded.batch(RECORDS))
 
     def packed(self) -> dict[str, Tensor]:
-        """The same records, with a mask of the model's type."""
-        batch = self.encoded.compact(RECORDS)
-        return {**batch, "attention_mask": batch["attention_mask"].to(next(self.adapted.model.parameters()).dtype)}
+        """The same records."""
+        return dict(self.encoded.compact(RECORDS))
 
 
 def make_scene(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -71,7 +72,6 @@ def test_losses_and_all_gradients_are_those_of_the_padded_batch(config: RunConfi
     packed, padded = encoded.compact(rows), encoded.batch(rows)
     assert packed["input_ids"].numel() < padded["input_ids"].numel()
     assert len(packed["input_ids"]) < len(rows)
-    packed["attention_mask"] = packed["attention_mask"].double()
     # In float64 what is left of a difference is the weights' float32 rounding of 1/length.
     mine, my_gradients = losses_and_gradients(task, model, packed)
     theirs, their_gradients = losses_and_gradients(task, model, padded)
@@ -131,3 +131,21 @@ def test_packing_is_off_where_it_is_not_wanted(tiny_bert: Path, tiny_text_csv: P
     encoded = make_task(config, splits.labels).encode(splits.train)
     assert type(encoded) is TokenRows
     assert set(encoded.compact([0, 1])) == set(encoded.batch([0, 1]))
+
+
+def test_level_parts_have_rows_of_padding_that_change_nothing(config: RunConfig) -> None:
+    splits = load_splits(config.data)
+    task = make_task(config, splits.labels)
+    model, encoded = task.load_base().double(), task.encode(splits.train)
+    order = np.argsort(encoded.lengths)
+    parts = [order[-12:].tolist(), order[:3].tolist()]
+    plain, counts = encoded.dealt(parts)
+    level, same = encoded.dealt(parts, level=True)
+    assert counts[0] > counts[1]
+    assert list(same) == [counts[0]] * 2
+    assert len(level["input_ids"]) == 2 * counts[0]
+    mine, my_gradients = losses_and_gradients(task, model, dict(level))
+    theirs, their_gradients = losses_and_gradients(task, model, dict(plain))
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    for name, gradient in their_gradients.items():
+        torch.testing.assert_close(my_gradients[name], gradient, rtol=1e-9, atol=1e-12)

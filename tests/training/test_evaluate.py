@@ -56,8 +56,8 @@ def test_rows_of_like_length_share_a_batch_where_lengths_are_known(tiny_bert: Pa
             self.seen += [self.lengths[row] for row in rows]
             return self.batch(rows)
 
-        def dealt(self, parts: list[list[int]]) -> tuple[dict[str, torch.Tensor], list[int]]:
-            return dict(encoded.dealt(parts)[0]), [len(part) for part in parts]
+        def dealt(self, parts: list[list[int]], *, level: bool = False) -> tuple[dict[str, torch.Tensor], list[int]]:
+            return dict(encoded.dealt(parts, level=level)[0]), [len(part) for part in parts]
 
     sorting = WithLengths()
     plain = record_values(adapted, task, encoded, range(60), 8)

@@ -8,6 +8,7 @@ from fedlora.words import spoken
 
 UNITS: Mapping[str, str] = {
     "seconds": "s",
+    "virtual_seconds": "s",
     "committed_at": "s since 1970 (UTC)",
     "bytes_up": "bytes",
     "bytes_down": "bytes",
@@ -21,6 +22,7 @@ UNITS: Mapping[str, str] = {
 LABELS: Mapping[str, str] = {
     "round": "round",
     "seconds": "training time so far",
+    "virtual_seconds": "virtual time so far",
     "committed_at": "time of the commit",
     "bytes_up": "bytes up in the round",
     "bytes_down": "bytes down in the round",

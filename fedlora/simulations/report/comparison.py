@@ -8,7 +8,7 @@ from fedlora.errors import StoreError
 from fedlora.server.records import RoundRecord, RunHistory
 from fedlora.simulations.compare import Group, Summary, group_runs, mean_curve, privacy_together, tie
 from fedlora.simulations.report.charts import COLOURS, DASHES, Band, Chart, Key, Line, Plot, line_chart
-from fedlora.simulations.report.curves import cumulative_bytes, cumulative_seconds, metric_of
+from fedlora.simulations.report.curves import cumulative_bytes, cumulative_seconds, metric_of, virtual_seconds
 from fedlora.simulations.report.render import render
 from fedlora.words import byte_scale, bytes_text, number, seconds_text, spoken
 
@@ -20,7 +20,8 @@ class Standing:
     """One configuration's figures. quality: of the test split if all groups have it, else the last validation value.
 
     standing: "best", "tie" (with the best), "behind", or "not judged" where there is no standard deviation.
-    bytes: up, down and sent once, of a whole run. error: mean aggregation error over a run's rounds.
+    bytes: up, down and sent once, of a whole run.
+    virtual_seconds: of a whole run, in virtual time. error: mean aggregation error over a run's rounds.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Standing:
     seconds: Summary | None
     error: Summary | None
     standing: str
+    virtual_seconds: Summary | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,15 @@ def summary_text(summary: Summary | None, write: Callable[[float], str]) -> str:
 def figure_texts(standing: Standing) -> list[str]:
     """Quality, bytes, seconds and error of a configuration as text.
 
-    Quality has four decimals: a metric of a few thousand rows has no more.
+    Quality has four decimals: a metric of a few thousand rows has no more. In virtual time, that is told too.
     """
+    seconds = summary_text(standing.seconds, seconds_text)
+    if standing.virtual_seconds is not None:
+        seconds += f" (virtual: {summary_text(standing.virtual_seconds, seconds_text)})"
     return [
         summary_text(standing.quality, "{:.4f}".format),
         summary_text(standing.bytes, bytes_text),
-        summary_text(standing.seconds, seconds_text),
+        seconds,
         summary_text(standing.error, number),
     ]
 
@@ -90,6 +95,7 @@ def compare(groups: Sequence[Group], metric: str) -> Comparison:
             seconds=group.over([sum(record.seconds for record in run.rounds) for run in group.runs]),
             error=group.over(_mean_errors(group)),
             standing=word,
+            virtual_seconds=group.over(_virtual_times(group)),
         )
         for group, quality, word in zip(groups, qualities, words, strict=True)
     ]
@@ -133,7 +139,7 @@ def shared_metric(histories: Sequence[RunHistory]) -> str:
 
 
 def comparison_charts(groups: Sequence[Group], metric: str) -> list[Chart]:
-    """The metric against rounds, bytes and seconds, and the aggregation error."""
+    """The metric against rounds, bytes, seconds and virtual seconds, and the aggregation error."""
     key, name = f"validation_{metric}", spoken(metric)
     largest = max((_total_bytes(run.rounds) for group in groups for run in group.runs), default=0)
     factor, unit = byte_scale(largest)
@@ -145,6 +151,9 @@ def comparison_charts(groups: Sequence[Group], metric: str) -> list[Chart]:
         _overlay(groups, key, _round_numbers, Plot(f"{name} by round", "round", name, ())),
         _overlay(groups, key, sent, Plot(f"{name} by bytes sent", f"sent so far ({unit})", name, (), whole_x=False)),
         _overlay(groups, key, cumulative_seconds, Plot(f"{name} by time", "seconds", name, (), whole_x=False)),
+        _overlay(
+            groups, key, virtual_seconds, Plot(f"{name} by virtual time", "virtual seconds", name, (), whole_x=False)
+        ),
         _overlay(
             groups,
             "aggregation_error",
@@ -187,6 +196,11 @@ def _last_values(group: Group, key: str) -> list[float]:
 def _mean_errors(group: Group) -> list[float]:
     seen = [list(_values(run.rounds, "aggregation_error").values()) for run in group.runs]
     return [sum(values) / len(values) for values in seen if values]
+
+
+def _virtual_times(group: Group) -> list[float]:
+    seen = [virtual_seconds(run.rounds) for run in group.runs]
+    return [max(times.values()) for times in seen if times]
 
 
 def _total_bytes(rounds: Sequence[RoundRecord]) -> int:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedlora.server.clock import VIRTUAL_SECONDS
 from fedlora.server.records import Outcome, RoundRecord, RunHistory, RunInfo
 from fedlora.simulations.report.charts import Band, Chart, Line, Plot, line_chart
 from fedlora.words import byte_scale, spoken
 
-_LOOP_METRICS = ("train_loss", "aggregation_error", "aggregation_error_estimated", "clients_units")
+_LOOP_METRICS = ("train_loss", "aggregation_error", "aggregation_error_estimated", "clients_units", VIRTUAL_SECONDS)
 """Metrics of a round that the loop itself reports; beside them and `validation_…`, the strategy's own are left."""
 
 
@@ -98,6 +99,22 @@ def cumulative_seconds(rounds: Sequence[RoundRecord]) -> dict[int, float]:
     return sums
 
 
+def virtual_seconds(rounds: Sequence[RoundRecord]) -> dict[int, float]:
+    """Round → virtual seconds from the run's start to its end; empty for a run without virtual time."""
+    return {r.round: float(r.metrics[VIRTUAL_SECONDS]) for r in rounds if VIRTUAL_SECONDS in r.metrics}
+
+
+def time_chart(history: RunHistory) -> Chart | None:
+    """The task's metric against the virtual time, if the run has one."""
+    metric, times = metric_of(history.run, history.rounds), virtual_seconds(history.rounds)
+    rounds, y = series([r for r in history.rounds if r.round in times], f"validation_{metric}")
+    lines = [Line("validation split", [times[int(r)] for r in rounds], y)] if rounds else []
+    name, note = spoken(metric), "What the simulated clients took, as virtual.* says; the server takes no time."
+    return _chart(
+        Plot(f"{name.capitalize()} by virtual time", "virtual seconds", name, lines, whole_x=False, note=note)
+    )
+
+
 def bytes_chart(history: RunHistory) -> Chart | None:
     """The task's metric against what it cost to send."""
     metric = metric_of(history.run, history.rounds)
@@ -137,7 +154,13 @@ def strategy_charts(history: RunHistory) -> list[Chart]:
 
 def run_charts(history: RunHistory) -> list[Chart]:
     """All charts of one run for which it has numbers."""
-    makers: list[Callable[[RunHistory], Chart | None]] = [metric_chart, loss_chart, bytes_chart, error_chart]
+    makers: list[Callable[[RunHistory], Chart | None]] = [
+        metric_chart,
+        loss_chart,
+        bytes_chart,
+        time_chart,
+        error_chart,
+    ]
     return [chart for make in makers if (chart := make(history))] + strategy_charts(history)
 
 

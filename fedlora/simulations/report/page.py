@@ -11,7 +11,7 @@ from fedlora.privacy.account import read_account
 from fedlora.server.participation import warning
 from fedlora.server.records import RunHistory, RunInfo, RunStatus
 from fedlora.simulations.report import holders as partition
-from fedlora.simulations.report.curves import metric_of, run_charts
+from fedlora.simulations.report.curves import metric_of, run_charts, virtual_seconds
 from fedlora.simulations.report.render import render
 from fedlora.simulations.report.roster import MEANINGS, SIGNS, Trouble, matrix, troubles
 from fedlora.words import bytes_text, counted, number, seconds_text, spoken
@@ -85,7 +85,7 @@ def key_figures(history: RunHistory) -> list[Figure]:
     up, down = sum(r.bytes_up for r in rounds), sum(r.bytes_down for r in rounds)
     up_head, down_head = sum(r.bytes_up_head for r in rounds), sum(r.bytes_down_head for r in rounds)
     once = sum(r.bytes_once for r in rounds)
-    return [
+    figures = [
         Figure(f"{split} {name}", number(value), _loss_remark(history, split)),
         Figure("rounds", f"{history.run.rounds_done} / {history.run.rounds}"),
         _clients(history, troubles(history)),
@@ -94,6 +94,9 @@ def key_figures(history: RunHistory) -> list[Figure]:
         Figure("sent once", bytes_text(once), "at clients’ first rounds, beside what is sent down" if once else ""),
         Figure("time", seconds_text(sum(r.seconds for r in rounds)), "all rounds, with evaluation"),
     ]
+    times = virtual_seconds(rounds)
+    virtual = Figure("virtual time", seconds_text(max(times.values(), default=0.0)), "what the clients took")
+    return [*figures, virtual] if times else figures
 
 
 def flat_config(run: RunInfo) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -64,7 +64,9 @@ class Grouped(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.parts, ctx.keep = parts, keep
         y = _times(x, weight.transpose(1, 2), parts)
-        if bias is not None:
+        if bias is not None and _equal(parts):
+            y.view(len(parts), -1, y.shape[-1]).add_(bias.unsqueeze(1))
+        elif bias is not None:
             for into, mine in zip(torch.split(y, list(parts)), bias, strict=True):
                 into += mine
         return y
@@ -122,4 +124,6 @@ def _outer(g: Tensor, x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
 
 def _sums(g: Tensor, parts: Parts) -> Tensor:
     """Σ_i g_i over each client's rows and their tokens: [n, …, out] → [K, out]."""
+    if _equal(parts):
+        return g.reshape(len(parts), -1, g.shape[-1]).sum(dim=1)
     return torch.stack([mine.reshape(-1, g.shape[-1]).sum(dim=0) for mine in torch.split(g, list(parts))])

@@ -44,9 +44,10 @@ class Stack:
             parameter.requires_grad_(True)
         self._of = {id(like): self.stacked[name] for name, like in zip(self.names, own, strict=True)}
 
-    def read(self, client: int, names: Sequence[str]) -> dict[str, NDArray[np.floating]]:
-        """Copies of the named tensors of one client (0-based within the stack)."""
-        return {name: self.stacked[name][client].detach().cpu().numpy().copy() for name in names}
+    def read_each(self, names: Sequence[str]) -> list[dict[str, NDArray[np.floating]]]:
+        """Copies of the named tensors of each client; each tensor comes from the device once, for all of them."""
+        found = {name: self.stacked[name].detach().cpu().numpy() for name in names}
+        return [{name: values[client].copy() for name, values in found.items()} for client in range(self.clients)]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

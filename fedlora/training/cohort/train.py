@@ -87,12 +87,16 @@ def train_group(
             for book, loss in zip(books, step, strict=True):
                 book.note(loss)
     shares = _shares(members, config, time.perf_counter() - began)
-    return [_result(stack, place, members[place], book, names, shares[place]) for place, book in enumerate(books)]
+    read = stack.read_each(stack.names)
+    return [
+        _result(tensors, member, book, names, share)
+        for tensors, member, book, share in zip(read, members, books, shares, strict=True)
+    ]
 
 
 def group_losses(stack: Stack, task: Task, encoded: Encoded, parts: Sequence[list[int]]) -> Sequence[Tensor]:
     """Each client's losses, one a record, of its part of one batch."""
-    batch, rows = encoded.dealt(parts)
+    batch, rows = encoded.dealt(parts, level=stack.adapted.device.type == "cuda")
     sizes = [len(part) for part in parts]
     stack.deal.begin(rows, sizes)
     losses = task.losses(stack.adapted.model, move(batch, stack.adapted.device))
@@ -113,9 +117,8 @@ def clip_each(parameters: Sequence[Tensor], bound: float) -> None:
 
 
 def _result(
-    stack: Stack, place: int, member: Member, book: _Book, names: Sequence[str], seconds: float
+    tensors: Tensors, member: Member, book: _Book, names: Sequence[str], seconds: float
 ) -> LocalResult | RunError:
-    tensors = stack.read(place, stack.names)
     odd = next((name for name in names if not np.isfinite(tensors[name]).all()), None)
     if book.trouble is None and odd is not None:
         book.trouble = diverged(f"the trained tensor {odd!r} is no longer finite", book.where)

@@ -73,7 +73,8 @@ def test_each_clients_gradients_are_those_of_stock_transformers_alone(
             assert apart(grad[client], gradient) < 1e-5, name
 
 
-def unpacked(encoded: Any, parts: list[list[int]]) -> tuple[Any, list[int]]:
+def unpacked(encoded: Any, parts: list[list[int]], *, level: bool) -> tuple[Any, list[int]]:
+    assert not level
     return encoded.batch([row for part in parts for row in part]), [len(part) for part in parts]
 
 

@@ -7,7 +7,7 @@ import { sent, stateTag } from "./rows.js";
 import { Stream } from "./stream.js";
 
 const MOST = Number($("#compare").dataset.most);
-const AGAINST = { round: ["Round", ""], bytes_total: ["Bytes sent so far", "bytes"], seconds: ["Training time so far", "s"], epsilon: ["Privacy spent (ε)", ""] };
+const AGAINST = { round: ["Round", ""], bytes_total: ["Bytes sent so far", "bytes"], seconds: ["Training time so far", "s"], virtual_seconds: ["Virtual time so far", "s"], epsilon: ["Privacy spent (ε)", ""] };
 const chosen = new Set(new URLSearchParams(location.search).getAll("run").slice(0, MOST));
 let runs = [];
 let found = null;
@@ -74,7 +74,7 @@ function choices() {
   const select = $("#metric");
   fill(select, all.map((name) => el("option", { value: name, text: format.capital(format.spoken(name)), selected: name === metric })));
   const there = (name) => Object.values(found.series).some((series) => series.columns[name]?.some((value) => value !== null));
-  const words = { round: "Rounds", bytes_total: "Bytes", seconds: "Time", epsilon: "ε" };
+  const words = { round: "Rounds", bytes_total: "Bytes", seconds: "Time", virtual_seconds: "Virtual time", epsilon: "ε" };
   if (!there(against)) against = "round";
   fill($("#against"), Object.keys(AGAINST).filter(there).map((name) => el("button", { type: "button", text: words[name], "aria-pressed": String(name === against), data: { name } })));
 }

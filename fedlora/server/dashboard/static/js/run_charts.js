@@ -5,7 +5,7 @@ import { Chart } from "./chart.js";
 import { $, el, fill } from "./dom.js";
 import { capital, spoken } from "./format.js";
 
-const FIXED = new Set(["round", "seconds", "committed_at", "bytes_up", "bytes_down", "bytes_once", "bytes_total", "reported", "asked", "epsilon"]);
+const FIXED = new Set(["round", "seconds", "virtual_seconds", "committed_at", "bytes_up", "bytes_down", "bytes_once", "bytes_total", "reported", "asked", "epsilon"]);
 
 export class Curves {
   constructor(id) {
