@@ -138,7 +138,8 @@ def peer_rounds(side: Side, workload: Workload, rounds: int, machine: Machine = 
 
 def surroundings() -> dict[str, str]:
     """One thread a process, and the repository to import from."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def overrides_of(workload: Workload, rounds: int, store: Path) -> list[str]:
