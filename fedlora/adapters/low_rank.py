@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 
 def few_columns(x: Tensor, w: Tensor) -> Tensor:
-    """x·Wᵀ, x [n, k], W [r, k] → [n, r], for an r that is small beside n: formed as W·xᵀ."""
-    return (w @ x.t()).t()
+    """x·Wᵀ, x [n, …, k], W [r, k] → [n, …, r], for an r that is small beside n: formed as W·xᵀ."""
+    found = (w @ x.reshape(-1, x.shape[-1]).t()).t()
+    return found.view(*x.shape[:-1], w.shape[0])
 
 
 class Update(torch.autograd.Function):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlora.adapters.low_rank import few_columns
 from fedlora.privacy.rows import GradientRows
 
 
@@ -29,7 +30,7 @@ class LowRank(torch.autograd.Function):
         ctx.parameters, ctx.scaling, ctx.rows = (a, b), scaling, rows
         with torch.autocast(x.device.type, enabled=False):
             x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
-            u = (x @ a.t()).mul_(scaling)
+            u = few_columns(x, a).mul_(scaling)
             ctx.save_for_backward(x, a, b, u)
             return u @ b.t()
 
@@ -41,7 +42,7 @@ class LowRank(torch.autograd.Function):
         keep_gradient(ctx.rows, factor_b, g, u)
         h = None
         if ctx.needs_input_grad[0] or ctx.rows.holds(factor_a):
-            h = (g @ b).mul_(ctx.scaling)
+            h = few_columns(g, b.t()).mul_(ctx.scaling)
             keep_gradient(ctx.rows, factor_a, h, x)
         return (h @ a if h is not None and ctx.needs_input_grad[0] else None), None, None, None, None
 
@@ -56,7 +57,7 @@ class LowRankProduct(torch.autograd.Function):
         ctx.parameters, ctx.scaling, ctx.rows = (a, r, b), scaling, rows
         with torch.autocast(x.device.type, enabled=False):
             x, a, r, b = x.to(dtype), a.to(dtype), r.to(dtype), b.to(dtype)
-            u = (x @ a.t()).mul_(scaling)
+            u = few_columns(x, a).mul_(scaling)
             v = u @ r.t()
             # Only a trained A needs x itself: without it, x is not kept alive.
             ctx.save_for_backward(x if rows.holds(ctx.parameters[0]) else u, a, r, b, u, v)
@@ -68,7 +69,7 @@ class LowRankProduct(torch.autograd.Function):
         g = grads[0].to(u.dtype)
         factor_a, product, factor_b = ctx.parameters
         keep_gradient(ctx.rows, factor_b, g, v)
-        h = g @ b
+        h = few_columns(g, b.t())
         keep_gradient(ctx.rows, product, h, u)
         down = None
         if ctx.needs_input_grad[0] or ctx.rows.holds(factor_a):
@@ -124,7 +125,9 @@ def keep_gradient(rows: GradientRows, parameter: Tensor, g: Tensor, x: Tensor) -
         return
     slot = rows.slot(parameter)
     left, right = _tokens(g).transpose(1, 2), _tokens(x)
-    if slot.dtype is left.dtype:
+    if x.shape[-1] < g.shape[-1]:  # a few columns are formed as rows, for which BLAS is faster
+        slot.copy_(torch.bmm(right.transpose(1, 2), _tokens(g)).transpose(1, 2))
+    elif slot.dtype is left.dtype:
         torch.bmm(left, right, out=slot)
     else:
         slot.copy_(torch.bmm(left, right))

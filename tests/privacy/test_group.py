@@ -70,7 +70,7 @@ def together(
     with stack.in_place():
         units, sources = [owned[client] for client in clients], [source_of(client) for client in clients]
         private_group_steps(learner, stack, rows, units, mechanism, SGD(stack.trained, lr=0.3), sources)
-    return [stack.read(place, names) for place in range(len(clients))]
+    return stack.read_each(names)
 
 
 @pytest.mark.parametrize("clients", [range(1), range(1, 3), range(3)])
