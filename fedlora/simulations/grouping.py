@@ -23,8 +23,9 @@ FULL = {"float32": 256, "bfloat16": 1024}
 MOST = {"cpu": 16, "cuda": 64}
 """Clients of a group, at most: each brings its own adapter, optimizer and activations."""
 
-ROOM = 0.25
-"""Of a GPU's free memory, that the activations of a pass may take: there one launch for all clients is always best."""
+ROOM = 1 / 8
+"""Of a GPU's memory, that the activations of a pass may take: there one launch for all clients is always best. Of all
+of it, not of what is free just now: a resumed run is to have the same groups."""
 
 _LOOKED_AT = 4
 
@@ -43,8 +44,8 @@ def full_pass(config: RunConfig, worker: Worker) -> float:
     """Tokens of a pass that gains nothing from more: on a GPU, as many as its memory has room for."""
     if worker.device.type == "cpu":
         return FULL[config.train.precision]
-    free, _ = torch.cuda.mem_get_info(worker.device)
-    return ROOM * free / bytes_of_a_token(config, worker.skeleton.config)
+    _, memory = torch.cuda.mem_get_info(worker.device)
+    return ROOM * memory / bytes_of_a_token(config, worker.skeleton.config)
 
 
 def even(chosen: int, clients: int, most: int) -> int:

@@ -49,8 +49,8 @@ def test_on_a_gpu_the_memory_decides(
     worker = Worker(config)
     monkeypatch.setattr(Worker, "device", torch.device("cuda"))
     rooms = []
-    for free in (2**20, 2**30):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+    for size in (2**20, 2**30):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, size=size: (2**10, size))
         rooms.append(full_pass(config, worker))
     assert rooms[1] == 1024 * rooms[0]
     shape = worker.skeleton.config
