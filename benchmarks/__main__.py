@@ -15,6 +15,8 @@ NAMES = (
     "rounds",
     "faults",
     "packing",
+    "last_layer",
+    "precision",
     "dp_step",
     "dp_cohort",
     "dashboard",

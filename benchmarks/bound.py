@@ -37,11 +37,15 @@ TARGET = 0.75
 
 @dataclass(frozen=True)
 class Product:
-    """One frozen layer in a step of one client. weight [out, in]; rows: of its input; back: its gradient is needed."""
+    """One frozen layer in a step of one client. weight [out, in]; rows: of its input; back: its gradient is needed.
+
+    blocks: the weight and its transpose as the step has them laid out beforehand (`train.prepack`), if it has.
+    """
 
     weight: Any
     rows: int
     back: bool
+    blocks: Any = None
 
     def operations(self, clients: int) -> int:
         """Floating-point operations, forward and backward."""
@@ -52,6 +56,7 @@ def products_of(cohort: Cohort) -> list[Product]:
     """As a step of one client's padded batch has them: found by one such forward pass."""
     from torch import nn
 
+    from fedlora.adapters.prepacked import blocks_of
     from fedlora.tasks.base import move
     from fedlora.training.local import trained_names
 
@@ -62,7 +67,7 @@ def products_of(cohort: Cohort) -> list[Product]:
     def note(module: Any, inputs: Any, output: Any) -> None:
         del output
         rows = inputs[0].numel() // inputs[0].shape[-1]
-        found.append(Product(module.weight.detach(), rows, inputs[0].requires_grad))
+        found.append(Product(module.weight.detach(), rows, inputs[0].requires_grad, blocks_of(module)))
 
     trained = {id(parameter) for parameter in adapted.parameters(names)}
     layers = [each for each in adapted.model.modules() if type(each) is nn.Linear and id(each.weight) not in trained]
@@ -76,22 +81,24 @@ def products_of(cohort: Cohort) -> list[Product]:
 
 
 def products_alone(found: Sequence[Product], clients: int, steps: int) -> Callable[[], None]:
-    """All of them, for `clients` clients at once."""
+    """All of them, for `clients` clients at once, with weights laid out as in the step."""
     import torch
     from torch.nn.functional import linear
 
+    from fedlora.adapters.prepacked import times
+
     sizes = {(each.rows * clients, width) for each in found for width in each.weight.shape}
     values = {size: torch.randn(*size) for size in sizes}
-    forward = [(values[each.rows * clients, each.weight.shape[1]], each.weight) for each in found]
-    back = [(values[each.rows * clients, each.weight.shape[0]], each.weight) for each in reversed(found) if each.back]
+    forward = [(values[each.rows * clients, each.weight.shape[1]], each) for each in found]
+    back = [(values[each.rows * clients, each.weight.shape[0]], each) for each in reversed(found) if each.back]
 
     def work() -> None:
         with torch.no_grad():
             for _ in range(steps):
-                for x, weight in forward:
-                    linear(x, weight)
-                for g, weight in back:
-                    g.mm(weight)
+                for x, each in forward:
+                    times(x, each.blocks[0]) if each.blocks else linear(x, each.weight)
+                for g, each in back:
+                    times(g, each.blocks[1]) if each.blocks else g.mm(each.weight)
 
     return work
 

@@ -1,6 +1,7 @@
 """The benchmarks of cohorts count what they say they count."""
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bound, dp_cohort, memory
+from benchmarks.__main__ import NAMES
 from benchmarks.cohort import Cohort
 from benchmarks.peers.workload import Shape, Workload
 
@@ -29,6 +31,21 @@ def test_the_products_are_those_of_frozen_layers_above_the_first_adapter(workloa
     assert operations == 2 * 2 * SHAPE.batch * SHAPE.tokens * (forward + back)
     shorter = bound.products_of(Cohort.of(workload, tmp_path / "stock", ["model.head=stock"]))
     assert sum(each.operations(2) for each in shorter) < operations
+
+
+def test_the_products_alone_have_the_steps_layout(workload: Workload, tmp_path: Path) -> None:
+    for prepack in ("true", "false"):
+        found = bound.products_of(Cohort.of(workload, tmp_path / prepack, [f"train.prepack={prepack}"]))
+        assert all((each.blocks is not None) is (prepack == "true") for each in found)
+        bound.products_alone(found, 2, 1)()
+
+
+def test_every_benchmark_that_is_named_is_there() -> None:
+    root = Path(__file__).parents[1]
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("benchmarks/*.py")]
+    named = {name for page in pages for name in re.findall(r"python -m benchmarks ([a-z_]+)", page.read_text())}
+    assert {"simulation", "precision"} <= named <= set(NAMES)
+    assert all((root / "benchmarks" / f"{name}.py").exists() for name in NAMES)
 
 
 def test_a_step_is_measured_beside_its_products(workload: Workload, tmp_path: Path) -> None:

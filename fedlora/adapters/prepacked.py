@@ -70,16 +70,16 @@ class _Prepacked:
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer: Any = layer
-        self._blocks = self._made()
+        self.blocks = self._made()
 
     def __call__(self, x: Tensor) -> Tensor:
         layer = self._layer
         if layer.weight.requires_grad or x.dtype != layer.weight.dtype or x.dtype not in TYPES or not x.numel():
             plain: Tensor = type(layer).forward(layer, x)
             return plain
-        if self._blocks.source != _source(layer.weight):
-            self._blocks = self._made()
-        found: Tensor = _Product.apply(x, self._blocks, layer.bias)  # type: ignore[no-untyped-call]
+        if self.blocks.source != _source(layer.weight):
+            self.blocks = self._made()
+        found: Tensor = _Product.apply(x, self.blocks, layer.bias)  # type: ignore[no-untyped-call]
         return found
 
     def _made(self) -> _Blocks:
@@ -91,6 +91,12 @@ def prepack(model: nn.Module, trained: Iterable[nn.Parameter]) -> None:
     """Gives the linear layers of a model on the CPU that forward pass, but for those with a parameter of `trained`."""
     for layer in _frozen_layers(model, trained):
         layer.forward = _Prepacked(layer)
+
+
+def blocks_of(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """W's and Wᵀ's layouts, for `times`, of a layer that has them."""
+    own = vars(layer).get("forward")
+    return (own.blocks.forward, own.blocks.backward) if isinstance(own, _Prepacked) else None
 
 
 def prepacked_bytes(model: nn.Module, trained: Iterable[nn.Parameter]) -> int:
