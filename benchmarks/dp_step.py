@@ -119,12 +119,21 @@ def private(found: Any, records: int) -> Step:
     return take
 
 
+def as_peft_has_it(found: Any) -> None:
+    """Opacus hooks into the layers inside PEFT's, which fedlora's own forward pass does not call."""
+    from fedlora.adapters.low_rank import lengthen
+
+    for layer in found.adapted.layers.values():
+        lengthen(layer)
+
+
 def opacus_hooks(found: Any, records: int) -> Step:
     """Opacus's default: hooks that keep activations."""
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
     from torch.optim import AdamW
 
+    as_peft_has_it(found)
     wrapped = GradSampleModule(found.adapted.model, strict=False, loss_reduction="sum")
     settings: dict[str, Any] = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": records}
     optimizer = DPOptimizer(AdamW(parameters_of(found), lr=1e-3, fused=True), **settings)
@@ -148,6 +157,7 @@ def opacus_ghost(found: Any, records: int) -> Step:
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
     from torch.optim import AdamW
 
+    as_peft_has_it(found)
     wrapped = GradSampleModuleFastGradientClipping(found.adapted.model, strict=False, max_grad_norm=1.0)
     settings: dict[str, Any] = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": records}
     optimizer = DPOptimizerFastGradientClipping(AdamW(parameters_of(found), lr=1e-3, fused=True), **settings)

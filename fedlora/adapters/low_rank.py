@@ -91,3 +91,8 @@ def shorten(layer: LoraLayer, name: str) -> None:
     """Gives PEFT's linear layer that forward pass; others keep their own. name: the adapter's."""
     if type(layer) is Linear:
         layer.forward = _Short(layer, name)
+
+
+def lengthen(layer: LoraLayer) -> None:
+    """Gives the layer PEFT's own forward pass back, for whatever hooks into the layers inside it (Opacus, say)."""
+    vars(layer).pop("forward", None)

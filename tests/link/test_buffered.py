@@ -126,10 +126,10 @@ def test_what_is_open_or_unread_outlives_the_commit_and_what_was_counted_does_no
         grid = world.grid(host, SITES[:2])
         first, second = grid.push_messages([message(client, 1) for client in range(2)])
         eventually(lambda: len(list(world.folder.glob("run-1/incoming/*.answer"))) == 2)
-        assert len(list(grid.pull_messages([first]))) == 1
+        eventually(lambda: len(list(grid.pull_messages([first]))) == 1)  # a file is there before its work has ended
         grid.committed(5)
         assert len(incoming(world)) == 1
-        assert len(list(grid.pull_messages([second]))) == 1
+        eventually(lambda: len(list(grid.pull_messages([second]))) == 1)
         grid.committed(5)
         assert not incoming(world)
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedlora.adapters.adapted import AdaptedModel, head_tensors
 from fedlora.adapters.attach import attach
+from fedlora.adapters.low_rank import lengthen
 from fedlora.adapters.modules import find_modules
 from fedlora.client.worker import worker_for
 from fedlora.errors import PrivacyError
@@ -189,6 +190,8 @@ def test_opacus_agrees(scene: Callable[..., Scene]) -> None:
     there = scene("bert", "lora")
     batch = there.batch(RECORDS)
     rows = there.rows(batch)
+    for layer in there.adapted.layers.values():
+        lengthen(layer)
     wrapped = GradSampleModule(there.adapted.model, strict=False, loss_reduction="sum")
     wrapped.train()
     for module in wrapped.modules():
