@@ -46,7 +46,8 @@ class TrainConfig(Section):
     matmul: Literal["auto", "highest", "high", "medium"] = Field(
         "auto",
         description="torch's float32 matmul precision; below highest some hardware rounds to bf16 or tf32. auto:"
-        " highest, or on a CPU medium where it was measured to be as exact and at least 1.5 times as fast",
+        " highest, or on a CPU without `prepack` medium, where it was measured to be as exact and at least 1.5 times as"
+        " fast",
     )
     prepack: bool | None = Field(
         None,

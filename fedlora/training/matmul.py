@@ -10,6 +10,7 @@ import functools
 
 import torch
 
+from fedlora.adapters.prepacked import possible
 from fedlora.config.schema import TrainConfig
 from fedlora.training.probe import Speed, products
 from fedlora.training.verdicts import Verdicts, verdicts
@@ -19,10 +20,15 @@ GAIN = 1.5
 
 
 def matmul_precision(config: TrainConfig, device: torch.device) -> str:
-    """The precision to set: the configured one, or what `auto` is here. On CUDA the lower ones round: highest."""
+    """The precision to set: the configured one, or what `auto` is here.
+
+    `highest` on CUDA, where the lower ones round, and where frozen weights are laid out beforehand: that takes
+    oneDNN's products as they are, and leaves nothing worth other bits.
+    """
     if config.matmul != "auto":
         return config.matmul
-    return "highest" if device.type == "cuda" else _measured_once(verdicts())
+    laid_out = config.prepack is not False and possible()
+    return "highest" if device.type == "cuda" or laid_out else _measured_once(verdicts())
 
 
 def verdict(highest: Speed, medium: Speed) -> str:

@@ -23,6 +23,7 @@ _ROWS, _IN, _OUT = 512, 384, 1536  # a batch of 8 × 64 tokens in a small model'
 _WORK = 2 * _ROWS * _IN * _OUT  # operations of one product
 _HEADS, _TOKENS, _WIDTH = (16, 12), 64, 32
 _TRIES = 5
+_SHORT_TRIES = 25  # short ones: the best of them is one that nothing else on the machine interrupted
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def prepacked_products(dtype: torch.dtype) -> tuple[Speed, Speed]:
     }
     errors = {name: _error(way(), wanted) for name, way in ways.items()}
     seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(_TRIES + 1):
+    for _ in range(_SHORT_TRIES):
         for name, way in ways.items():
-            seconds[name] = min(seconds[name], _once(way, torch.device("cpu")))
+            seconds[name] = min(seconds[name], _once(way, torch.device("cpu"), calls=2))
     plain, prepacked = (Speed(name, _WORK / seconds[name] / 1e9, errors[name]) for name in ways)
     return plain, prepacked
 
@@ -115,14 +116,14 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return min(_once(work, device) for _ in range(_TRIES + 1))
 
 
-def _once(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, from ten."""
+def _once(work: Callable[[], object], device: torch.device, calls: int = 10) -> float:
+    """Seconds of one call, from several."""
     began = time.perf_counter()
-    for _ in range(10):
+    for _ in range(calls):
         work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / 10
+    return (time.perf_counter() - began) / calls
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedlora.adapters.prepacked import possible
 from fedlora.config.schema import TrainConfig
 from fedlora.data.cache import CACHE_VARIABLE
 from fedlora.training import matmul
@@ -46,7 +47,7 @@ def test_only_what_is_exact_and_much_faster(gflops: float, error: float, chosen:
 
 def test_it_is_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = measured(monkeypatch, 230, 4e-7)
-    config = TrainConfig()
+    config = TrainConfig(prepack=False)
     assert [matmul_precision(config, CPU) for _ in range(3)] == ["medium"] * 3
     matmul._measured_once.cache_clear()  # as the next process
     measured(monkeypatch, 100, 4e-7)
@@ -63,7 +64,7 @@ def test_what_another_machine_or_nobody_kept_is_not_ours(
     cache.parent.mkdir()
     cache.write_text(text)
     calls = measured(monkeypatch, 100, 4e-7)
-    assert matmul_precision(TrainConfig(), CPU) == "highest"
+    assert matmul_precision(TrainConfig(prepack=False), CPU) == "highest"
     assert len(calls) == 1
     kept = json.loads(cache.read_text())
     assert ("other machine" in kept) == ("other machine" in text)
@@ -75,7 +76,17 @@ def test_without_a_cache_it_is_measured_and_not_kept(tmp_path: Path, monkeypatch
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     matmul._measured_once.cache_clear()
     measured(monkeypatch, 200, 4e-7)
-    assert matmul_precision(TrainConfig(), CPU) == "medium"
+    assert matmul_precision(TrainConfig(prepack=False), CPU) == "medium"
+
+
+@pytest.mark.skipif(not possible(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("prepack", [None, True])
+def test_where_weights_are_laid_out_nothing_is_gained(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, prepack: bool | None
+) -> None:
+    calls = measured(monkeypatch, 230, 4e-7)
+    assert matmul_precision(TrainConfig(prepack=prepack), CPU) == "highest"
+    assert not calls
 
 
 def test_a_given_precision_is_never_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +101,7 @@ def test_a_given_precision_is_never_measured(cache: Path, monkeypatch: pytest.Mo
 def test_it_is_what_torch_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, 230, 4e-7)
     before = torch.get_float32_matmul_precision()
-    with torch_settings(TrainConfig(device="cpu")):
+    with torch_settings(TrainConfig(device="cpu", prepack=False)):
         assert torch.get_float32_matmul_precision() == "medium"
     assert torch.get_float32_matmul_precision() == before
     matmul._measured_once.cache_clear()
