@@ -47,19 +47,19 @@ class Update(torch.autograd.Function):
         for place in range(len(wanted) - 2, 0, -1):
             h, of_factors[place] = _back(h, inputs[place], factors[place], wanted[place])
         if wanted[0]:
-            of_factors[0] = _outer(h, inputs[0])
+            of_factors[0] = outer(h, inputs[0])
         of_input = (h @ factors[0]).view(ctx.shape).to(ctx.dtype) if of_x else None
         return of_input, (g if of_y else None), None, *of_factors
 
 
 def _back(g: Tensor, x: Tensor, factor: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
     """The gradients of x and of the factor, if that is wanted, for x·factorᵀ."""
-    return few_columns(g, factor.t()), (_outer(g, x) if wanted else None)
+    return few_columns(g, factor.t()), (outer(g, x) if wanted else None)
 
 
-def _outer(g: Tensor, x: Tensor) -> Tensor:
-    """gᵀ·x, g [n, out], x [n, in] → [out, in], the smaller side's columns as rows."""
-    return g.t() @ x if g.shape[-1] <= x.shape[-1] else (x.t() @ g).t()
+def outer(g: Tensor, x: Tensor) -> Tensor:
+    """gᵀ·x, g [(K,) n, out], x [(K,) n, in] → [(K,) out, in], the smaller side's columns as rows."""
+    return g.mT @ x if g.shape[-1] <= x.shape[-1] else (x.mT @ g).mT
 
 
 class _Short:

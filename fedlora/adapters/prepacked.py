@@ -7,6 +7,7 @@ tokens, more where it has few. It costs memory: W and Wᵀ, once each (forked wo
 torch's operators for it are those that its own compiler uses; what a torch does not have is not used.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ def times(x: Tensor, blocks: Tensor, bias: Tensor | None = None) -> Tensor:
     return found
 
 
+@functools.cache
 def possible() -> bool:
     """Whether this torch has the operators."""
     names = ("_reorder_linear_weight", "_linear_pointwise")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora.adapters.low_rank import few_columns
+from fedlora.adapters.low_rank import few_columns, outer
 from fedlora.privacy.rows import GradientRows
 
 
@@ -124,13 +124,11 @@ def keep_gradient(rows: GradientRows, parameter: Tensor, g: Tensor, x: Tensor) -
     if not rows.holds(parameter):
         return
     slot = rows.slot(parameter)
-    left, right = _tokens(g).transpose(1, 2), _tokens(x)
-    if x.shape[-1] < g.shape[-1]:  # a few columns are formed as rows, for which BLAS is faster
-        slot.copy_(torch.bmm(right.transpose(1, 2), _tokens(g)).transpose(1, 2))
-    elif slot.dtype is left.dtype:
-        torch.bmm(left, right, out=slot)
-    else:
-        slot.copy_(torch.bmm(left, right))
+    left, right = _tokens(g), _tokens(x)
+    if slot.dtype is left.dtype and g.shape[-1] <= x.shape[-1]:
+        torch.bmm(left.mT, right, out=slot)
+    else:  # of another type, or formed the other way round
+        slot.copy_(outer(left, right))
 
 
 def keep_bias_gradient(rows: GradientRows, bias: Tensor | None, g: Tensor) -> None:

@@ -12,7 +12,7 @@ def activation_bytes(config: RunConfig, shape: Any) -> float:
     tokens, b records, h the width, a the heads. The logits come on top.
     """
     tokens = full_length(config, shape)
-    records = config.privacy.micro_batch if config.privacy.local else config.train.batch
+    records = _records(config)
     width, heads, layers = shape.hidden_size, shape.num_attention_heads, shape.num_hidden_layers
     layer = 2 * tokens * records * width * (34 + 5 * heads * tokens / width)
     outputs = getattr(shape, "vocab_size", 0) if config.task.name == "causal_lm" else 0
@@ -21,8 +21,11 @@ def activation_bytes(config: RunConfig, shape: Any) -> float:
 
 def bytes_of_a_token(config: RunConfig, shape: Any) -> float:
     """The same for each token of such a batch."""
-    records = config.privacy.micro_batch if config.privacy.local else config.train.batch
-    return activation_bytes(config, shape) / (records * full_length(config, shape))
+    return activation_bytes(config, shape) / (_records(config) * full_length(config, shape))
+
+
+def _records(config: RunConfig) -> int:
+    return config.privacy.micro_batch if config.privacy.local else config.train.batch
 
 
 def full_length(config: RunConfig, shape: Any) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -134,8 +134,39 @@ _REPLIES: dict[str, Callable[[Message, TrainTask], Message]] = {
 }
 
 
+class Committed:
+    """Drives the round loop that `loop` makes, and goes on with what another one has committed."""
+
+    committed: list[Checkpoint]
+
+    def loop(self, state: State) -> RoundLoop:
+        """The loop that begins at a state."""
+        raise NotImplementedError
+
+    def run(self) -> Self:
+        """A new run, to its end."""
+        loop = self.loop(first_state())
+        loop.start(RoundRecord(0, {}, ()))
+        loop.run(0)
+        return self
+
+    def resume(self, earlier: Self) -> Self:
+        """Goes on with what `earlier` has committed."""
+        self.committed = list(earlier.committed)
+        last = self.committed[-1]
+        loop = self.loop(last.state)
+        loop.resume(last, lambda number: self.committed[number].state)
+        loop.run(last.round)
+        return self
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """Of the committed rounds after round 0."""
+        return [checkpoint.record for checkpoint in self.committed[1:]]
+
+
 @dataclass
-class Scripted:
+class Scripted(Committed):
     """One run: its loop, what it committed and told."""
 
     config: RunConfig
@@ -165,27 +196,6 @@ class Scripted:
 
     def _tidy(self) -> None:
         self.tidied += 1
-
-    def run(self) -> "Scripted":
-        """A new run, to its end."""
-        loop = self.loop(first_state())
-        loop.start(RoundRecord(0, {}, ()))
-        loop.run(0)
-        return self
-
-    def resume(self, earlier: "Scripted") -> "Scripted":
-        """Goes on with what `earlier` has committed."""
-        self.committed = list(earlier.committed)
-        last = self.committed[-1]
-        loop = self.loop(last.state)
-        loop.resume(last, lambda number: self.committed[number].state)
-        loop.run(last.round)
-        return self
-
-    @property
-    def records(self) -> list[RoundRecord]:
-        """Of the committed rounds after round 0."""
-        return [checkpoint.record for checkpoint in self.committed[1:]]
 
 
 def first_state() -> State:

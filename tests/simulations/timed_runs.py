@@ -12,7 +12,7 @@ from fedlora.server.checkpoint import Checkpoint
 from fedlora.server.committing import Links
 from fedlora.server.events import Event
 from fedlora.server.flower_strategy import FlowerStrategy
-from fedlora.server.records import RosterRow, RoundRecord
+from fedlora.server.records import RosterRow
 from fedlora.server.rounds import RoundLoop
 from fedlora.simulations.engines import Engine
 from fedlora.simulations.forecast import Forecast
@@ -21,7 +21,7 @@ from fedlora.simulations.virtual import Clients, InProcess, VirtualGrid
 from fedlora.strategies.base import State
 from fedlora.strategies.fedavg import FedAvg
 from fedlora.wire import Answer, read_task, write_answer
-from tests.server.scripted import change, first_state
+from tests.server.scripted import Committed, change
 from tests.tiny import tiny_config
 
 
@@ -38,7 +38,7 @@ def virtual_config(federation: dict[str, Any] | None = None, /, seed: int = 0, *
 
 
 @dataclass
-class TimedRun:
+class TimedRun(Committed):
     """One run, what it committed and whom it trained. dies_after: commits after which it is killed."""
 
     config: RunConfig
@@ -82,26 +82,6 @@ class TimedRun:
         self.committed.append(checkpoint)
         if self.dies_after is not None and len(self.committed) > self.dies_after:
             raise KilledError
-
-    def run(self) -> "TimedRun":
-        loop = self.loop(first_state())
-        loop.start(RoundRecord(0, {}, ()))
-        loop.run(0)
-        return self
-
-    def resume(self, earlier: "TimedRun") -> "TimedRun":
-        """Goes on with what `earlier` has committed."""
-        self.committed = list(earlier.committed)
-        last = self.committed[-1]
-        loop = self.loop(last.state)
-        loop.resume(last, lambda number: self.committed[number].state)
-        loop.run(last.round)
-        return self
-
-    @property
-    def records(self) -> list[RoundRecord]:
-        """Of the committed rounds after round 0."""
-        return [checkpoint.record for checkpoint in self.committed[1:]]
 
     @property
     def times(self) -> list[float]:

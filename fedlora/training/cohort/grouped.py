@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlora.adapters.low_rank import outer
 from fedlora.errors import RunError
 
 Parts = tuple[int, ...]
@@ -112,10 +113,7 @@ def _times(x: Tensor, factors: Tensor, parts: Parts) -> Tensor:
 def _outer(g: Tensor, x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
     """Σ_i g_iᵀ·x_i over each client's rows: g [n, …, out], x [n, …, in] → [K, out, in]."""
     if _equal(parts):
-        left, right = (each.reshape(len(parts), -1, each.shape[-1]) for each in (g, x))
-        if g.shape[-1] <= x.shape[-1]:
-            return torch.bmm(left.transpose(1, 2), right)
-        return torch.bmm(right.transpose(1, 2), left).transpose(1, 2)
+        return outer(*(each.reshape(len(parts), -1, each.shape[-1]) for each in (g, x)))
     out = torch.empty_like(weight)
     for into, left, right in zip(out, torch.split(g, list(parts)), torch.split(x, list(parts)), strict=True):
         torch.mm(left.reshape(-1, g.shape[-1]).t(), right.reshape(-1, x.shape[-1]), out=into)
