@@ -62,7 +62,9 @@ class Cohort:
         from fedlora.server.flower_strategy import FlowerStrategy
         from fedlora.simulations.ledgers import with_ledgers
         from fedlora.simulations.simulate import resolve
+        from fedlora.training.heap import keep_memory
 
+        keep_memory()  # as `fedlora simulate` does
         identify(1)
         settled = resolve(compose([*overrides_of(workload, ROUNDS, store), "engine=sequential", *overrides]))
         config = with_ledgers(settled, store)

@@ -39,7 +39,9 @@ def main() -> None:
     from fedlora.config.compose import compose
     from fedlora.server.events import Event, RoundCommitted
     from fedlora.simulations.simulate import Watch, resolve, run
+    from fedlora.training.heap import keep_memory
 
+    keep_memory()  # as `fedlora simulate` does
     override, folder, settings = sys.argv[1], Path(sys.argv[2]), settings_of(sys.argv)
     watch = Stopwatch()
 

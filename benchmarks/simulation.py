@@ -7,8 +7,9 @@
 
 Peers run in environments of their own, made at the first call in the user's cache (they borrow torch, transformers and
 peft from this one), at their defaults and tuned: plain attention, the faster exact matrix products, one model kept from
-client to client, padding to the longest text of a batch. fedlora runs as `fedlora simulate` does, with its store and
-events. Rounds are timed from the end of one to the end of the next, without the first; printed are medians. A quiet
+client to client, padding to the longest text of a batch, memory kept by the C library in large pages. fedlora runs as
+`fedlora simulate` does, with its store and events. Rounds are timed from the end of one to the end of the next, without
+the first; printed are medians. A quiet
 machine is needed: what else runs on it slows sides by chance.
 """
 
@@ -56,6 +57,11 @@ class Side:
 
 
 HALF = replace(TUNED, half=True)
+KEPT_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=2147483647"
+    ":glibc.malloc.mmap_threshold=33554432:glibc.malloc.top_pad=67108864"
+}
+"""For tuned peers: what `fedlora simulate` sets for itself (`fedlora.training.heap`), in the C library's own words."""
 EXACT, ROUNDED = "float32", "bfloat16"
 
 SIDES = (
@@ -129,7 +135,8 @@ def peer_rounds(side: Side, workload: Workload, rounds: int, machine: Machine = 
         str(workload.folder),
         settings,
     ]
-    done = subprocess.run(command, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False)
+    around = {**surroundings(), **(KEPT_MEMORY if side.settings.matmul else {})}
+    done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         raise SystemExit(f"{side.name} gave no result:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")

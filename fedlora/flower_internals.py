@@ -5,13 +5,25 @@ inner modules between releases: `tests/test_flower_internals.py` fails when one 
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["NUMPY", "Run", "arrays_in", "empty_run", "encoded", "identify", "stamp"]
+__all__ = [
+    "NUMPY",
+    "Run",
+    "arrays_behind",
+    "arrays_in",
+    "empty_run",
+    "encoded",
+    "filled",
+    "identify",
+    "record_over",
+    "stamp",
+]
 
 NUMPY = "numpy.ndarray"
 """What Flower calls the .npy format."""
@@ -50,6 +62,27 @@ def arrays_in(arrays: Mapping[str, Array]) -> ArrayRecord:
     record = ArrayRecord()
     record.__dict__["_data"].update(arrays)
     return record
+
+
+R = TypeVar("R", ConfigRecord, RecordDict)
+
+
+def filled(record: R, values: Mapping[str, Any]) -> R:
+    """`record` with `values` set, whose kinds we know to be right: it would look at each in several ways."""
+    record.__dict__["_data"].update(values)
+    return record
+
+
+def record_over(arrays: MutableMapping[str, Array]) -> ArrayRecord:
+    """A record whose arrays are whatever `arrays` holds when they are looked at."""
+    record = ArrayRecord()
+    record.__dict__["_data"] = arrays
+    return record
+
+
+def arrays_behind(record: ArrayRecord) -> object:
+    """What holds the arrays of `record`: a dictionary, or what `record_over` was given."""
+    return record.__dict__["_data"]
 
 
 def stamp(message: Message) -> str:

@@ -26,8 +26,17 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.adapters.manifest import Manifest, Tensors
+from fedlora.flower_internals import filled
 from fedlora.link import limits
-from fedlora.wire_tensors import FRAME_BYTES, WireError, payload_bytes, predicted_bytes, read_tensors, to_record
+from fedlora.wire_tensors import (
+    FRAME_BYTES,
+    WireError,
+    flat_in,
+    payload_bytes,
+    predicted_bytes,
+    read_tensors,
+    to_record,
+)
 from fedlora.wire_work import (
     Common,
     Work,
@@ -136,7 +145,7 @@ def task_content(facts: ConfigRecord, arrays: ArrayRecord, once: ArrayRecord | N
     records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {"arrays": arrays, TASK: facts}
     if once is not None:
         records["once"] = once
-    return RecordDict(records)
+    return filled(RecordDict(), records)
 
 
 def read_task(content: RecordDict) -> TrainTask:
@@ -161,6 +170,9 @@ def _known(record: ArrayRecord, manifest: Manifest) -> Tensors:
     A round's clients in one process share their arrays: what was read last is not read again. Bytes cannot change, so
     the same bytes under the same names, read by the same manifest, are the same tensors.
     """
+    flat = flat_in(record)
+    if flat is not None and not flat.keys() - manifest.tensors.keys():
+        return read_tensors(record, {name: manifest.tensors[name] for name in flat})
     content = [(name, array.data, array.dtype, array.shape, array.stype) for name, array in record.items()]
     last = _last_read.get("task")
     if last is not None and last.manifest is manifest and _identical(last.content, content):
@@ -208,14 +220,14 @@ def _task_facts(content: RecordDict) -> dict[str, Any]:
 def write_answer(answer: Answer) -> RecordDict:
     """The content of an answer's message."""
     metrics = MetricRecord({SAMPLES: answer.samples, **answer.metrics})
-    identity = ConfigRecord({"run": answer.run, "round": answer.round, "client": answer.client})
+    identity = filled(ConfigRecord(), {"run": answer.run, "round": answer.round, "client": answer.client})
     if answer.withheld:
         identity[WITHHELD] = True
     if answer.head is not None:
         identity["ledger"] = answer.head.ledger
         identity["ledger-length"] = answer.head.length
         identity["ledger-digest"] = answer.head.digest
-    return RecordDict({"arrays": to_record(answer.tensors), "metrics": metrics, "answer": identity})
+    return filled(RecordDict(), {"arrays": to_record(answer.tensors), "metrics": metrics, "answer": identity})
 
 
 def write_declined(reason: str) -> RecordDict:

@@ -7,9 +7,10 @@ is there, and opens zip files.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import UserDict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -18,8 +19,9 @@ from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from fedlora.adapters.flat import Flat, Layout
 from fedlora.adapters.manifest import Tensors, TensorSpec
-from fedlora.flower_internals import NUMPY, arrays_in, encoded
+from fedlora.flower_internals import NUMPY, arrays_behind, arrays_in, encoded, record_over
 from fedlora.link.limits import TEXT, shown
 
 FRAME_BYTES = 128
@@ -46,8 +48,43 @@ class WireError(ValueError):
 
 
 def to_record(tensors: Tensors) -> ArrayRecord:
-    """The tensors as Flower's record, in their own order."""
-    return arrays_in({name: _encode(np.ascontiguousarray(array)) for name, array in tensors.items()})
+    """The tensors as Flower's record, in their own order. Those in one piece are serialised when somebody looks."""
+    return record_over(_Serialised(tensors)) if isinstance(tensors, Flat) else arrays_in(_encoded(tensors))
+
+
+def _encoded(tensors: Tensors) -> dict[str, Array]:
+    return {name: _encode(np.asarray(array, order="C")) for name, array in tensors.items()}
+
+
+class _Serialised(UserDict[str, Array]):
+    """The arrays of `flat`, made when they are first looked at: between clients and a server in one process, never."""
+
+    def __init__(self, flat: Flat) -> None:
+        self.flat = flat
+
+    @cached_property
+    def data(self) -> dict[str, Array]:  # type: ignore[override]
+        """By name."""
+        return _encoded(self.flat)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    @property
+    def _names(self) -> Collection[str]:
+        return self.data if "data" in vars(self) else self.flat.layout.places
+
+
+def flat_in(record: ArrayRecord) -> Flat | None:
+    """The tensors that `to_record` was given in one piece; None for any others, and once their bytes were looked at."""
+    behind = arrays_behind(record)
+    return behind.flat if isinstance(behind, _Serialised) and "data" not in vars(behind) else None
 
 
 def _encode(array: NDArray[Any]) -> Array:
@@ -72,8 +109,18 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 def payload_bytes(record: ArrayRecord, names: Iterable[str]) -> int:
     """Serialised bytes of those `names` that the record holds."""
+    flat = flat_in(record)
+    if flat is not None:
+        sizes = _sizes(flat.layout, flat.vector.dtype)
+        return sum(sizes[name] for name in names if name in sizes)
     arrays = dict(record.items())
     return sum(len(arrays[name].data) for name in names if name in arrays)
+
+
+@lru_cache(maxsize=64)
+def _sizes(layout: Layout, dtype: np.dtype[Any]) -> Mapping[str, int]:
+    """The serialised bytes of each tensor."""
+    return {name: len(_header(dtype, shape)) + math.prod(shape) * dtype.itemsize for name, shape in layout.shapes}
 
 
 def predicted_bytes(specs: Iterable[TensorSpec]) -> int:
@@ -81,15 +128,29 @@ def predicted_bytes(specs: Iterable[TensorSpec]) -> int:
     return sum(spec.nbytes + FRAME_BYTES for spec in specs)
 
 
-def read_tensors(record: ArrayRecord, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+def read_tensors(record: ArrayRecord, specs: Mapping[str, TensorSpec]) -> Tensors:
     """The record's arrays, decoded, in the order of `specs`: read-only, in the memory of the record.
+
+    Those that never were serialised are still in one piece.
 
     Raises WireError for a missing or unexpected name, a wrong shape or dtype, or more bytes than the shape needs.
     """
+    flat = flat_in(record)
+    if flat is not None and _is_of(flat, specs):
+        return flat
     if record.keys() != specs.keys():
         raise _other_names(set(record), set(specs))
     arrays = dict(record.items())
     return {name: _decode(name, arrays[name], spec) for name, spec in specs.items()}
+
+
+def _is_of(flat: Flat, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether it holds exactly the tensors of `specs`, in their order."""
+    shapes, dtype = flat.layout.shapes, _dtype_text(flat.vector.dtype)
+    return len(shapes) == len(specs) and all(
+        name == wanted and shape == spec.shape and dtype == spec.dtype
+        for (name, shape), (wanted, spec) in zip(shapes, specs.items(), strict=True)
+    )
 
 
 def _other_names(found: set[str], wanted: set[str]) -> WireError:

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedlora.adapters.manifest import Manifest
 from fedlora.config.schema import RunConfig
 from fedlora.config.track import TrackConfig
+from fedlora.flower_internals import filled
 from fedlora.wire_tensors import WireError
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
@@ -71,8 +72,7 @@ def write_facts(work: Work, **more: str | int) -> ConfigRecord:
 def readdressed(record: ConfigRecord, client: int, receipt: str) -> ConfigRecord:
     """The facts in `record` for another client of the same round: all else is the same for everyone."""
     copied: ConfigRecord = record.copy()
-    copied["client"], copied["receipt"] = client, receipt
-    return copied
+    return filled(copied, {"client": client, "receipt": receipt})
 
 
 def travelling(config: RunConfig) -> RunConfig:

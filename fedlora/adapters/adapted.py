@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from fedlora.adapters.flat import Flat, Layout, layout_of
+from fedlora.adapters.gathered import Gathered
 from fedlora.adapters.manifest import Manifest, Tensors, head_name
 from fedlora.adapters.modules import as_outputs_by_inputs
 from fedlora.errors import ModelError
@@ -43,6 +45,9 @@ class AdaptedModel:
         self._parameters = parameters
         self._base_dropout = base_dropout
         self._sources: dict[str, tuple[bytes, torch.Tensor]] = {}
+        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._last: Flat | None = None
+        self._gathered = Gathered({name: parameters[name] for name in gathered_names(manifest)})
 
     @property
     def device(self) -> torch.device:
@@ -60,9 +65,24 @@ class AdaptedModel:
 
         Raises ModelError for a name, shape or dtype that the manifest does not have; then nothing was changed.
         """
+        piece = self._gathered.piece(tensors.layout.names) if isinstance(tensors, Flat) else None
+        if isinstance(tensors, Flat) and piece is not None:
+            self._load_flat(tensors, piece)
+            return
         sources = [self._source(name, array) for name, array in tensors.items()]
         if sources:
             torch._foreach_copy_([self._parameters[name] for name in tensors], sources)
+
+    def _load_flat(self, tensors: Flat, piece: torch.Tensor) -> None:
+        """What came last is not checked again: nobody changes it, and a round's clients share it."""
+        if self._last is not tensors:
+            for name, array in tensors.items():
+                self._check(name, array)
+            self._last = tensors
+        if piece.device.type == "cpu":
+            np.copyto(piece.numpy(), tensors.vector)  # torch would wake its other threads for it
+        else:
+            piece.copy_(torch.from_numpy(tensors.vector.copy()))
 
     def _source(self, name: str, array: NDArray[np.floating]) -> torch.Tensor:
         """`array`, checked, for torch. That of bytes is kept: they cannot change, and a round's clients share them."""
@@ -77,9 +97,19 @@ class AdaptedModel:
             self._sources[name] = (frozen, found)
         return found
 
-    def read(self, names: Iterable[str]) -> dict[str, NDArray[np.floating]]:
-        """Copies of the named tensors, by manifest name."""
-        return {name: self._parameter(name).detach().cpu().numpy().copy() for name in names}
+    @torch.no_grad()
+    def read(self, names: Iterable[str]) -> Tensors:
+        """Copies of the named tensors, by manifest name: in one piece, where one copy reads them."""
+        wanted = tuple(names)
+        piece = self._gathered.piece(wanted)
+        if piece is None:
+            return {name: self._parameter(name).cpu().numpy().copy() for name in wanted}
+        return Flat(self._layout(wanted), piece.cpu().numpy().copy())
+
+    def _layout(self, names: tuple[str, ...]) -> Layout:
+        if names not in self._layouts:
+            self._layouts[names] = layout_of(tuple((name, self.manifest.tensors[name].shape) for name in names))
+        return self._layouts[names]
 
     def parameters(self, names: Iterable[str]) -> list[nn.Parameter]:
         """The live parameters behind the named tensors, in that order."""
@@ -179,6 +209,14 @@ class AdaptedModel:
                 f"tensor {name!r} must be {spec.dtype} of shape {spec.shape}, but is {array.dtype} of shape"
                 f" {array.shape}"
             )
+
+
+def gathered_names(manifest: Manifest) -> list[str]:
+    """The tensors that lie in one piece: what travels with each round first, what is trained before what is not."""
+    specs = manifest.tensors
+    kind = next(iter(specs.values())).dtype
+    alike = [name for name, spec in specs.items() if spec.dtype == kind]
+    return sorted(alike, key=lambda name: (not specs[name].uploaded, not specs[name].trained))
 
 
 def _frozen_bytes(array: NDArray[Any]) -> bytes | None:

@@ -5,21 +5,23 @@ Each gets the answer that it would give alone, up to rounding. Only in a simulat
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
+from numpy.typing import NDArray
 
 from fedlora.adapters.adapted import AdaptedModel
 from fedlora.adapters.manifest import Tensors
 from fedlora.client.agreement import agreed_worker
 from fedlora.client.kept import keep_once, kept_tensors, loaded
-from fedlora.client.open import Trained, measure_holdout, open_answer, sent_or_kept
+from fedlora.client.open import Trained, after_training, measure_holdout, open_answer
 from fedlora.client.private_group import PrivateGroup
 from fedlora.client.site import Site
 from fedlora.client.worker import Worker
 from fedlora.errors import RunError
 from fedlora.training.cohort.train import Member
-from fedlora.training.local import LocalResult, trained_names
+from fedlora.training.local import trained_names
 from fedlora.wire import TrainTask, read_task
 
 Answered = RecordDict | Exception
@@ -57,7 +59,9 @@ def _answer_openly(
     return [
         result
         if isinstance(result, RunError)
-        else open_answer(task, site, state, Trained(result, _tensors(task, adapted, result), holdout, seconds))
+        else open_answer(
+            task, site, state, Trained(result, after_training(task.manifest, adapted, result.tensors), holdout, seconds)
+        )
         for task, state, holdout, result in zip(tasks, states, holdouts, results, strict=True)
     ]
 
@@ -74,16 +78,13 @@ def _received(tasks: Sequence[TrainTask], states: Sequence[RecordDict], worker: 
 def _differing(received: Sequence[Tensors]) -> list[str]:
     """The tensors that not all clients have received with the same values."""
     first, *others = received
-    return [name for name, value in first.items() if not all(np.array_equal(value, other[name]) for other in others)]
+    return [name for name, value in first.items() if not all(_same(value, other[name]) for other in others)]
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one is other or np.array_equal(one, other)
 
 
 def _measured(worker: Worker, adapted: AdaptedModel, member: Member) -> dict[str, float]:
     adapted.load(member.start)
     return dict(measure_holdout(worker, adapted, member.client))
-
-
-def _tensors(task: TrainTask, adapted: AdaptedModel, result: LocalResult) -> Tensors:
-    """What the client uploads and keeps: its own after training; the model has what nobody trains."""
-    names = sent_or_kept(task.manifest)
-    shared = adapted.read([name for name in names if name not in result.tensors])
-    return {name: result.tensors[name] if name in result.tensors else shared[name] for name in names}

@@ -70,7 +70,8 @@ def loaded(task: TrainTask, state: RecordDict, worker: Worker) -> AdaptedModel:
             " model files"
         )
     fixed, local = kept_tensors(task, state, worker)
-    return worker.load(task.manifest, {**task.tensors, **local}, fixed, task.fixed_digest)
+    received = {**task.tensors, **local} if local else task.tensors
+    return worker.load(task.manifest, received, fixed, task.fixed_digest)
 
 
 def kept_tensors(task: TrainTask, state: RecordDict, worker: Worker) -> tuple[Tensors, Tensors]:

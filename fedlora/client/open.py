@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from fedlora.adapters.adapted import AdaptedModel
+from fedlora.adapters.flat import only
 from fedlora.adapters.manifest import Delivery, Manifest, Tensors
 from fedlora.client.agreement import agreed_worker
 from fedlora.client.kept import keep_local, loaded
@@ -45,9 +46,14 @@ def answer_openly(task: TrainTask, site: Site, state: RecordDict) -> RecordDict:
     adapted = loaded(task, state, worker)
     holdout = measure_holdout(worker, adapted, task.client)
     result = worker.train(adapted, task.client, task.round)
-    tensors = adapted.read([n for n in sent_or_kept(task.manifest) if n not in result.tensors])
-    tensors.update(result.tensors)
+    tensors = after_training(task.manifest, adapted, result.tensors)
     return open_answer(task, site, state, Trained(result, tensors, holdout, time.perf_counter() - began))
+
+
+def after_training(manifest: Manifest, adapted: AdaptedModel, trained: Tensors) -> Tensors:
+    """What a client uploads and keeps: what it `trained`; of what nobody trains, that which `adapted` holds."""
+    others = [name for name in sent_or_kept(manifest) if name not in trained]
+    return {**adapted.read(others), **trained} if others else trained
 
 
 def sent_or_kept(manifest: Manifest) -> list[str]:
@@ -67,7 +73,7 @@ def open_answer(task: TrainTask, site: Site, state: RecordDict, trained: Trained
         run=task.run,
         round=task.round,
         client=task.client,
-        tensors={name: trained.tensors[name] for name in task.manifest.uploaded()},
+        tensors=only(trained.tensors, task.manifest.uploaded()),
         samples=result.samples if counted else 1,
         metrics={name: value for name, value in found.items() if site.metrics_allowed(name)},
         withheld=not counted,

@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from numpy.typing import NDArray
 
 from fedlora.adapters.algebra import distance, product
+from fedlora.adapters.flat import Flat
 from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.config.schema import FederationConfig
 from fedlora.link.limits import shown
 from fedlora.server.records import Outcome, RosterRow
 from fedlora.wire import Answer, WireError, declined_reason, payload_bytes, read_answer
+from fedlora.wire_work import find_record
 
 LOST_CODE, UNREADABLE_CODE, LATE_CODE = 5, 102, 103
 """Error codes with which an engine says that a client is gone (Flower's own), that its answer cannot be read, or that
@@ -56,7 +58,8 @@ def admit(reply: Message, client: int, expected: Expected) -> Verdict:
             check(answer, client, expected)
     except WireError as error:
         return refused(client, Outcome.REJECTED, str(error))
-    sent = payload_bytes(reply.content.array_records["arrays"], answer.tensors)
+    arrays = find_record(reply.content, "arrays", ArrayRecord)
+    sent = 0 if arrays is None else payload_bytes(arrays, answer.tensors)
     metrics = dict(answer.metrics)
     seconds = max(0.0, metrics.pop("seconds", 0.0))
     counted: dict[str, Any] = {} if expected.private else {"samples": answer.samples, "seconds": seconds}
@@ -103,6 +106,8 @@ def check_samples(answer: Answer, client: int, expected: Expected) -> None:
 def check_finite(answer: Answer, client: int, expected: Expected) -> None:
     """No tensor holds NaN or infinity."""
     del client, expected
+    if isinstance(answer.tensors, Flat) and surely_finite(answer.tensors.vector):
+        return
     for name, array in answer.tensors.items():
         if surely_finite(array):
             continue

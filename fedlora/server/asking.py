@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 
+from fedlora.adapters.flat import flattened
 from fedlora.adapters.manifest import Manifest, Role, Tensors, tensors_digest
 from fedlora.config.schema import RunConfig
 from fedlora.server.receipts import ReceiptBook
@@ -71,7 +72,7 @@ class Asking:
         return Message(content, node, MessageType.TRAIN, group_id=str(facts["round"]))
 
     def _plan(self, tensors: Tensors, manifest: Manifest) -> _Plan:
-        arrays = to_record(tensors)
+        arrays = to_record(flattened(tensors))
         head = payload_bytes(arrays, [name for name in arrays if manifest.tensors[name].role is Role.HEAD])
         again = Down(payload_bytes(arrays, arrays), head, 0)
         return _Plan(tensors, arrays, again, Down(again.nbytes, head, self._once_bytes))

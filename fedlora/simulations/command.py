@@ -24,6 +24,7 @@ from fedlora.simulations.compare import privacy_together
 from fedlora.simulations.progress import LiveProgress, quality
 from fedlora.simulations.results import ADAPTER, REPORT
 from fedlora.simulations.simulate import Watch, resume, run
+from fedlora.training.heap import keep_memory
 from fedlora.words import bytes_text, seconds_text
 
 
@@ -94,6 +95,7 @@ def resume_one(store_folder: Path, name: str, rounds: int | None, console: Conso
 
 
 def _watched(console: Console, work: Callable[[Watch], RunHistory]) -> RunHistory:
+    keep_memory()
     stop = GracefulStop(console)
     with LiveProgress(console) as progress, stop.installed():
         return work(Watch(listeners=(progress,), stop=stop))
@@ -142,6 +144,7 @@ def _fit_cores(config: RunConfig, jobs: int) -> RunConfig:
 
 
 def _prepare_worker() -> None:
+    keep_memory()
     _sweep_stop.install()
 
 

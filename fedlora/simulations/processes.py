@@ -27,6 +27,7 @@ from fedlora.flower_internals import arrays_in, encoded
 from fedlora.simulations.virtual import WORKER_DIED, Called, Clients, Group
 from fedlora.strategies.base import State, global_tensors
 from fedlora.training.evaluate import Shard, means
+from fedlora.wire_tensors import flat_in, to_record
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -165,6 +166,9 @@ def _begin(clients: Clients, worker: Worker) -> None:
 
 def _as_tuples(record: ArrayRecord) -> tuple[Callable[..., ArrayRecord], tuple[Any, ...]]:
     """How a worker's answers go to its parent: an object for each array would take eight times as long."""
+    flat = flat_in(record)
+    if flat is not None:
+        return to_record, (flat,)
     return _from_tuples, ([(name, each.dtype, each.shape, each.stype, each.data) for name, each in record.items()],)
 
 

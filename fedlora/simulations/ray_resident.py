@@ -20,6 +20,7 @@ from fedlora.flower_internals import identify
 from fedlora.simulations.parcels import Letter, Outcome, Packer, array_bytes, read_arrays, read_letter, write_outcome
 from fedlora.simulations.virtual import Clients
 from fedlora.training.evaluate import Shard
+from fedlora.training.heap import keep_memory
 from fedlora.wire import read_tensors
 
 
@@ -36,6 +37,7 @@ class Resident:
 
     def load(self) -> str:
         """Loads model and data; "", or why that cannot be, for people."""
+        keep_memory()
         try:
             if self._folder.is_dir():
                 os.chdir(self._folder)

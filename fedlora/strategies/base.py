@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_origin, get_type_hints
 
-import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.adapters.flat import weighted_sum
 from fedlora.adapters.init import derive_seeded
 from fedlora.adapters.manifest import Delivery, Manifest, Tensors
 from fedlora.errors import StrategyError
@@ -170,10 +170,7 @@ class Strategy(ABC):
     def fold(self, state: State, partial: Partial, update: Update) -> Partial:
         """`partial` with one more client's `update` counted in."""
         del state
-        sums = {name: update.weight * np.asarray(array, dtype=np.float64) for name, array in update.tensors.items()}
-        for name, term in sums.items():
-            if name in partial.sums:
-                np.add(partial.sums[name], term, out=term)
+        sums = weighted_sum(partial.sums, update.tensors, update.weight)
         return replace(partial, weight=partial.weight + update.weight, sums=sums)
 
     def merge(self, left: Partial, right: Partial) -> Partial:

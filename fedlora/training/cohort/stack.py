@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedlora.adapters.adapted import ADAPTER, AdaptedModel
 from fedlora.adapters.attach import FactorProduct
+from fedlora.adapters.flat import Flat, layout_of
 from fedlora.adapters.forwards import instead
 from fedlora.adapters.manifest import Tensors
 from fedlora.errors import RunError
@@ -44,10 +45,14 @@ class Stack:
             parameter.requires_grad_(True)
         self._of = {id(like): self.stacked[name] for name, like in zip(self.names, own, strict=True)}
 
-    def read_each(self, names: Sequence[str]) -> list[dict[str, NDArray[np.floating]]]:
-        """Copies of the named tensors of each client; each tensor comes from the device once, for all of them."""
-        found = {name: self.stacked[name].detach().cpu().numpy() for name in names}
-        return [{name: values[client].copy() for name, values in found.items()} for client in range(self.clients)]
+    @torch.no_grad()
+    def read_each(self, names: Sequence[str]) -> Sequence[Tensors]:
+        """Copies of the named tensors of each client, in one piece each; they come from the device in one, too."""
+        shapes = tuple((name, tuple(self.stacked[name].shape[1:])) for name in names)
+        if not names:
+            return [{}] * self.clients
+        values = torch.cat([self.stacked[name].flatten(1) for name in names], 1).cpu().numpy()
+        return [Flat(layout_of(shapes), values[client].copy()) for client in range(self.clients)]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
