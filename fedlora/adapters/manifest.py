@@ -84,7 +84,16 @@ class Manifest:
 
     def names(self, *deliveries: Delivery) -> list[str]:
         """The names of the tensors with one of `deliveries` (of all, if none is given), in manifest order."""
-        return [n for n, spec in self.tensors.items() if not deliveries or spec.delivery in deliveries]
+        if not deliveries:
+            return list(self.tensors)
+        if len(deliveries) == 1:
+            return list(self._delivered[deliveries[0]])
+        return [name for name, spec in self.tensors.items() if spec.delivery in deliveries]
+
+    @cached_property
+    def _delivered(self) -> Mapping[Delivery, tuple[str, ...]]:
+        found = {way: [name for name, spec in self.tensors.items() if spec.delivery is way] for way in Delivery}
+        return {way: tuple(names) for way, names in found.items()}
 
     def uploaded(self) -> list[str]:
         """The names of what an update contains, in manifest order."""

@@ -151,4 +151,6 @@ CHECKS = (check_identity, check_samples, check_finite, check_norm)
 
 def _finite(answer: Answer) -> Answer:
     """Without the figures that are NaN or infinite: they would spoil a roster, a database and a round's averages."""
+    if all(map(math.isfinite, answer.metrics.values())):
+        return answer
     return replace(answer, metrics={name: value for name, value in answer.metrics.items() if math.isfinite(value)})
