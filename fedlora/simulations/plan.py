@@ -9,6 +9,7 @@ from torch import nn
 
 from fedlora.adapters.manifest import Delivery, Manifest, Role, head_name
 from fedlora.adapters.modules import find_modules
+from fedlora.adapters.prepacked import prepacked_bytes
 from fedlora.config.schema import RunConfig
 from fedlora.config.strategy import make_strategy
 from fedlora.data.base import Splits
@@ -23,6 +24,8 @@ from fedlora.simulations.engines import settle
 from fedlora.simulations.guarantees import Guarantee, guarantees
 from fedlora.strategies.base import Setup
 from fedlora.tasks.registry import make_task
+from fedlora.training.prepacking import prepacks
+from fedlora.training.settings import resolve_device
 from fedlora.wire import predicted_bytes
 
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 0}
@@ -45,7 +48,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes: the base, which workers share; adapter with gradients and optimizer, activations: of each."""
+    """Estimated bytes: the base, with its copies for the processor (`train.prepack`), which workers share; adapter with
+    gradients and optimizer, activations: of each."""
 
     base: int
     adapter: int
@@ -180,11 +184,18 @@ def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) 
     half = 0.5 if config.train.precision == "bfloat16" else 1.0
     frozen = sum(spec.nbytes for spec in manifest.tensors.values() if not spec.trained)
     return Memory(
-        base=int(half * sum(p.numel() * p.element_size() for p in skeleton.parameters())),
+        base=int(half * (sum(p.nbytes for p in skeleton.parameters()) + _laid_out(config, skeleton, manifest))),
         adapter=frozen + group * (copies + (config.privacy.micro_batch if private else 0)) * trained,
         activations=int(group * activation_bytes(config, skeleton.config)),
         workers=config.engine.workers or 1,
     )
+
+
+def _laid_out(config: RunConfig, skeleton: nn.Module, manifest: Manifest) -> int:
+    """Bytes of the copies of frozen weights that are laid out for the processor; of float32 ones."""
+    head = [parameter for name, parameter in skeleton.named_parameters() if head_name(name) in manifest.tensors]
+    on_cpu = resolve_device(config.train).type == "cpu"
+    return prepacked_bytes(skeleton, head) if on_cpu and prepacks(config.train, skeleton, head) else 0
 
 
 def _holders(config: RunConfig, splits: Splits, shown: int) -> PartitionTable:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.adapters.prepacked import prepacked_bytes
 from fedlora.cli.__main__ import run as command
+from fedlora.client.worker import worker_for
 from fedlora.config.compose import compose
 from fedlora.config.groups import shipped
 from fedlora.config.headers import read_header
@@ -112,6 +114,14 @@ def test_memory_grows_with_what_it_is_made_of(make: Callable[..., RunConfig]) ->
     assert make_plan(make("fedavg", **{"adapter.r": 8})).memory.adapter > small.adapter
     plain = make_plan(make("fedavg", **{"train.optimizer": "sgd"})).memory
     assert plain.adapter == small.adapter // 2  # values and gradients, without AdamW's two moments
+
+
+def test_memory_counts_the_copies_that_are_laid_out_for_the_processor(make: Callable[..., RunConfig]) -> None:
+    with_copies, without = (make_plan(make("fedavg", **{"train.prepack": each})).memory.base for each in (True, False))
+    task = worker_for(make("fedavg", **{"train.prepack": True})).task
+    model = task.load_base()
+    assert with_copies - without == prepacked_bytes(model, map(model.get_parameter, task.head_parameters(model)))
+    assert with_copies > without
 
 
 @pytest.mark.parametrize(
