@@ -170,16 +170,19 @@ def _known(record: ArrayRecord, manifest: Manifest) -> Tensors:
     A round's clients in one process share their arrays: what was read last is not read again. Bytes cannot change, so
     the same bytes under the same names, read by the same manifest, are the same tensors.
     """
-    flat = flat_in(record)
-    if flat is not None and not flat.keys() - manifest.tensors.keys():
-        return read_tensors(record, {name: manifest.tensors[name] for name in flat})
+    flat, last = flat_in(record), _last_read.get("task")
+    if flat is not None and last is not None and last.manifest is manifest and last.tensors is flat:
+        return flat
+    if flat is not None and flat.keys() <= manifest.tensors.keys():
+        found = read_tensors(record, {name: manifest.tensors[name] for name in flat})
+        _last_read["task"] = _Read(manifest, None, found)
+        return found
     content = [(name, array.data, array.dtype, array.shape, array.stype) for name, array in record.items()]
-    last = _last_read.get("task")
-    if last is not None and last.manifest is manifest and _identical(last.content, content):
+    if last and last.content is not None and last.manifest is manifest and _identical(last.content, content):
         return last.tensors
-    found = read_tensors(record, {name: spec for name, spec in manifest.tensors.items() if name in record})
-    last = _last_read["task"] = _Read(manifest, content, MappingProxyType(found))
-    return last.tensors
+    found = MappingProxyType(read_tensors(record, {n: spec for n, spec in manifest.tensors.items() if n in record}))
+    _last_read["task"] = _Read(manifest, content, found)
+    return found
 
 
 _Content = list[tuple[str, bytes, str, tuple[int, ...], str]]
@@ -187,10 +190,10 @@ _Content = list[tuple[str, bytes, str, tuple[int, ...], str]]
 
 @dataclass(frozen=True)
 class _Read:
-    """What was read: by which manifest, from what, and the outcome, which nobody may change."""
+    """What was read: by which manifest, from which bytes (None: from one piece), and what nobody may change of it."""
 
     manifest: Manifest
-    content: _Content
+    content: _Content | None
     tensors: Tensors
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlora import wire
+from fedlora.adapters.flat import flattened
 from fedlora.adapters.manifest import Delivery, Form, Manifest, Role, TensorSpec
 from fedlora.wire import WireError, read_tensors, to_record
 from fedlora.wire_work import find_record
@@ -74,3 +75,12 @@ def test_a_record_of_another_kind_is_not_found() -> None:
     assert find_record(content, "x", ArrayRecord) is None
     assert find_record(content, "y", ConfigRecord) is None
     assert find_record(content, "x", ConfigRecord) is content["x"]
+
+
+def test_what_was_read_in_one_piece_is_not_taken_for_an_empty_record() -> None:
+    flat = flattened({"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)})
+    assert wire._known(to_record(flat), MANIFEST) is flat
+    assert wire._known(to_record(flat), MANIFEST) is flat
+    assert dict(wire._known(to_record({}), MANIFEST)) == {}
+    other = flattened({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)})
+    assert wire._known(to_record(other), MANIFEST) is other

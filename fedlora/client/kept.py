@@ -42,7 +42,8 @@ def common_state(state: RecordDict, known: dict[str, RecordDict]) -> RecordDict 
     if kept is None or FIXED not in state:
         return None
     first = known.setdefault(f"{kept['run']!r} {kept['digest']!r}", state)
-    state[FIXED] = first[FIXED]
+    if state[FIXED] is not first[FIXED]:
+        state[FIXED] = first[FIXED]
     return first if set(state) == {FIXED, LOCAL, KEPT} and not state[LOCAL] and not first[LOCAL] else None
 
 
