@@ -126,7 +126,7 @@ def candidates(world: World, positions: int) -> Tensor:
 def attacked(world: World, row: int, known: Tensor) -> Reading:
     """Reads the question from the B that the client sent, which is now in `world.adapted`. known: see `candidates`."""
     name, ids, decode = world.query(Role.B), world.ids(row), world.task.tokenizer.decode
-    found = read_tokens(torch.from_numpy(world.adapted.read([name])[name]), known[: len(ids)])
+    found = read_tokens(torch.from_numpy(np.array(world.adapted.read([name])[name])), known[: len(ids)])
     words = list(zip(ids, found, strict=True))[1:-1]
     right = sum(true == guess for true, guess in words)
     return Reading(decode([true for true, _ in words]), decode([guess for _, guess in words]), len(words), right)
