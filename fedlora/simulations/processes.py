@@ -2,14 +2,13 @@
 
 import copyreg
 import gc
-import math
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
-from itertools import islice
 from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -24,6 +23,7 @@ from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.client.worker import Worker
 from fedlora.errors import RunError
 from fedlora.flower_internals import arrays_in, encoded
+from fedlora.simulations.placement import Placement
 from fedlora.simulations.virtual import WORKER_DIED, Called, Clients, Group
 from fedlora.strategies.base import State, global_tensors
 from fedlora.training.evaluate import Shard, means
@@ -32,10 +32,8 @@ from fedlora.wire_tensors import flat_in, to_record
 P = ParamSpec("P")
 R = TypeVar("R")
 Values = Mapping[str, NDArray[np.float64]]
-
-
-SHARD = 32
-"""The most groups of clients that are handed to a worker in one call."""
+Timed = tuple[Sequence[Called], float]
+"""A group's outcomes, and the seconds that they took."""
 
 
 def can_fork() -> bool:
@@ -53,6 +51,7 @@ class WorkerPool:
     def __init__(self, clients: Clients, worker: Worker, workers: int) -> None:
         self._clients, self._worker, self.workers = clients, worker, workers
         self._pool: ProcessPoolExecutor | None = None
+        self._placement = Placement(workers)
         self._children: set[BaseProcess] = set()
 
     def __enter__(self) -> Self:
@@ -74,12 +73,29 @@ class WorkerPool:
         return self._submit(_call, messages, contexts)
 
     def call_all(self, groups: Sequence[Group]) -> Sequence[Future[Sequence[Called]]]:
-        """See `Sharing`. A worker that dies costs all groups of its shard, `SHARD` of them at most."""
-        waiting, futures = iter(groups), list[Future[Sequence[Called]]]()
-        for size in shards(len(groups), self.workers):
-            shard = list(islice(waiting, size))
-            futures += _each(self._submit(_call_shard, shard), size)
-        return futures
+        """See `Sharing`. A worker that dies costs all groups of its shard (`placement.SHARD` at most)."""
+        futures: dict[int, Future[Sequence[Called]]] = {}
+        for places in self._placement.calls([_clients_of(group) for group in groups]):
+            shard = self._submit(_call_shard, [groups[place] for place in places])
+            futures.update(zip(places, self._each(shard, [groups[place] for place in places]), strict=True))
+        return [futures[place] for place in range(len(groups))]
+
+    def _each(self, shard: Future[Sequence[Timed]], groups: Sequence[Group]) -> list[Future[Sequence[Called]]]:
+        """A future for each group of a shard. Cancelling one has no effect: the shard goes on."""
+        parts: list[Future[Sequence[Called]]] = [Future() for _ in groups]
+
+        def done(whole: Future[Sequence[Timed]]) -> None:
+            error = CancelledError() if whole.cancelled() else whole.exception()
+            for place, part in enumerate(parts):
+                if error is None:
+                    called, seconds = whole.result()[place]
+                    self._placement.learn(_clients_of(groups[place]), seconds)
+                    part.set_result(called)
+                else:
+                    part.set_exception(error)
+
+        shard.add_done_callback(done)
+        return parts
 
     def measure(self, state: State, split: str, parts: int) -> Callable[[], Mapping[str, float]]:
         """Begins to measure `state` on `split`, in `parts` calls.
@@ -116,29 +132,8 @@ class WorkerPool:
         return pool
 
 
-def shards(groups: int, workers: int) -> list[int]:
-    """How many of the groups go in each call: fewer towards the end, so that all workers end together."""
-    sizes, left = list[int](), groups
-    while left:
-        sizes.append(min(SHARD, math.ceil(left / (2 * workers))))
-        left -= sizes[-1]
-    return sizes
-
-
-def _each(shard: Future[Sequence[Sequence[Called]]], size: int) -> list[Future[Sequence[Called]]]:
-    """A future for each group of a shard. Cancelling one has no effect: the shard goes on."""
-    parts: list[Future[Sequence[Called]]] = [Future() for _ in range(size)]
-
-    def done(whole: Future[Sequence[Sequence[Called]]]) -> None:
-        error = CancelledError() if whole.cancelled() else whole.exception()
-        for place, part in enumerate(parts):
-            if error is None:
-                part.set_result(whole.result()[place])
-            else:
-                part.set_exception(error)
-
-    shard.add_done_callback(done)
-    return parts
+def _clients_of(group: Group) -> list[int]:
+    return [context.node_id for context in group[1]]
 
 
 def _gathered(futures: Sequence[Future[Values]]) -> Mapping[str, float]:
@@ -183,8 +178,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _call_shard(groups: Sequence[Group]) -> Sequence[Sequence[Called]]:
-    return [_clients.answer(messages, contexts) for messages, contexts in groups]
+def _call_shard(groups: Sequence[Group]) -> Sequence[Timed]:
+    return [_timed(messages, contexts) for messages, contexts in groups]
+
+
+def _timed(messages: Sequence[Message], contexts: Sequence[Context]) -> Timed:
+    began = time.perf_counter()
+    return _clients.answer(messages, contexts), time.perf_counter() - began
 
 
 def _call(messages: Sequence[Message], contexts: Sequence[Context]) -> Sequence[Called]:

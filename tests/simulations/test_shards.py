@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fedlora.client.kept import FIXED, KEPT, LOCAL, common_state
 from fedlora.client.worker import Worker
-from fedlora.simulations.processes import SHARD, WorkerPool, shards
+from fedlora.simulations.placement import SHARD, shards
+from fedlora.simulations.processes import WorkerPool
 from fedlora.simulations.virtual import WORKER_DIED, Clients, InProcess, VirtualGrid
 from fedlora.wire import to_record
 from tests.tiny import tiny_config
