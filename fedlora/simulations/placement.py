@@ -1,4 +1,4 @@
-"""Which groups of clients a worker is handed when: several at once; at the end of a round one by one, the longest first.
+"""Which groups of clients a worker is handed when: several at once; at a round's end one by one, the longest first.
 
 How long a client takes is learned from its earlier rounds. Only the order of the work depends on it, never its outcome.
 """
