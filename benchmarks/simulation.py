@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.rounds < 2:
-        parser.error(f"--rounds {asked.rounds}: at least 2, as the time from the end of one to the end of the next is taken")
+        parser.error(f"--rounds {asked.rounds}: at least 2: timed is from one's end to the next one's")
     sides = [side for side in (SIDES if asked.device == "cpu" else ON_CUDA) if asked.only in side.name]
     names = list(WORKLOADS) if asked.workload == "all" else [asked.workload]
     print(f"load average {os.getloadavg()}", file=sys.stderr)
