@@ -46,12 +46,20 @@ def _library() -> ctypes.CDLL | None:
 def _keep(library: ctypes.CDLL) -> None:
     library.mallopt(_MMAP_THRESHOLD, LARGEST)
     library.mallopt(_TRIM_THRESHOLD, _NEVER)
-    library.mallopt(_TOP_PAD, RESERVED - LARGEST)
+    library.mallopt(_TOP_PAD, RESERVED - LARGEST if _addresses_are_free() else _PAD)
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
     library.free(library.malloc(LARGEST - mmap.PAGESIZE))  # more than is left: the heap grows now, by all that padding
     library.mallopt(_TOP_PAD, _PAD)
     _use_large_pages(library)
+
+
+def _addresses_are_free() -> bool:
+    """Whether addresses behind which there is no memory cost nothing: no limit on them, no system that counts them."""
+    import resource  # not on every system
+
+    counted = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    return resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY and not counted
 
 
 def _use_large_pages(library: ctypes.CDLL) -> None:
