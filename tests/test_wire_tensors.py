@@ -6,10 +6,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlora import wire
 from fedlora.adapters.flat import flattened
 from fedlora.adapters.manifest import Delivery, Form, Manifest, Role, TensorSpec
 from fedlora.wire import WireError, read_tensors, to_record
+from fedlora.wire_known import known_tensors
 from fedlora.wire_work import find_record
 
 DTYPES = ("float32", "float64", "float16", "int64", ">f4")
@@ -53,21 +53,21 @@ def test_a_manifest_that_names_objects_is_refused_even_where_the_header_agrees()
 
 def test_the_arrays_of_a_round_are_read_once_and_never_stale() -> None:
     record = to_record({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)})
-    first = wire._known(record, MANIFEST)
-    assert wire._known(record, MANIFEST) is first
+    first = known_tensors(record, MANIFEST)
+    assert known_tensors(record, MANIFEST) is first
     record["b"] = Array(np.full(4, 7, np.float32))
-    np.testing.assert_array_equal(wire._known(record, MANIFEST)["b"], np.full(4, 7))
+    np.testing.assert_array_equal(known_tensors(record, MANIFEST)["b"], np.full(4, 7))
     np.testing.assert_array_equal(first["b"], np.zeros(4))
     record["b"].data = Array(np.full(4, 9, np.float32)).data
-    np.testing.assert_array_equal(wire._known(record, MANIFEST)["b"], np.full(4, 9))
+    np.testing.assert_array_equal(known_tensors(record, MANIFEST)["b"], np.full(4, 9))
 
 
 def test_what_was_read_by_one_manifest_does_not_pass_another() -> None:
     record = to_record({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)})
-    wire._known(record, MANIFEST)
+    known_tensors(record, MANIFEST)
     other = Manifest(Form.LORA, 2, 1.0, 0, {"a": spec((3, 2)), "b": spec((4,))})
     with pytest.raises(WireError, match="'a'"):
-        wire._known(record, other)
+        known_tensors(record, other)
 
 
 def test_a_record_of_another_kind_is_not_found() -> None:
@@ -79,8 +79,8 @@ def test_a_record_of_another_kind_is_not_found() -> None:
 
 def test_what_was_read_in_one_piece_is_not_taken_for_an_empty_record() -> None:
     flat = flattened({"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)})
-    assert wire._known(to_record(flat), MANIFEST) is flat
-    assert wire._known(to_record(flat), MANIFEST) is flat
-    assert dict(wire._known(to_record({}), MANIFEST)) == {}
+    assert known_tensors(to_record(flat), MANIFEST) is flat
+    assert known_tensors(to_record(flat), MANIFEST) is flat
+    assert dict(known_tensors(to_record({}), MANIFEST)) == {}
     other = flattened({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)})
-    assert wire._known(to_record(other), MANIFEST) is other
+    assert known_tensors(to_record(other), MANIFEST) is other
