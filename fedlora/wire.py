@@ -28,14 +28,7 @@ from fedlora.adapters.manifest import Manifest, Tensors
 from fedlora.flower_internals import filled
 from fedlora.link import limits
 from fedlora.wire_known import known_tensors
-from fedlora.wire_tensors import (
-    FRAME_BYTES,
-    WireError,
-    payload_bytes,
-    predicted_bytes,
-    read_tensors,
-    to_record,
-)
+from fedlora.wire_tensors import FRAME_BYTES, WireError, payload_bytes, predicted_bytes, read_tensors, to_record
 from fedlora.wire_work import (
     Common,
     Work,

@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fedlora.adapters.flat import layout_of
+
 
 class Gathered:
     """Parameters that are moved, in the given order, into one tensor; each is a view of its part of it from then on.
@@ -18,13 +20,11 @@ class Gathered:
         """parameters: of one dtype, on one device."""
         self._parameters = parameters
         self._memory = torch.cat([parameter.detach().reshape(-1) for parameter in parameters.values()])
-        self._places: dict[str, tuple[int, int]] = {}
+        shapes = tuple((name, tuple(parameter.shape)) for name, parameter in parameters.items())
+        self._places = layout_of(shapes).places
         self._known: dict[tuple[str, ...], Tensor | None] = {}
-        end = 0
-        for name, parameter in parameters.items():
-            begin, end = end, end + parameter.numel()
-            parameter.data = self._memory[begin:end].view(parameter.shape)
-            self._places[name] = begin, end
+        for name, (begin, end, shape) in self._places.items():
+            parameters[name].data = self._memory[begin:end].view(shape)
         self._there = {name: parameter.data_ptr() for name, parameter in parameters.items()}
 
     def piece(self, names: tuple[str, ...]) -> Tensor | None:
