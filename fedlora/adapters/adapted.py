@@ -47,6 +47,10 @@ class AdaptedModel:
         self._sources: dict[str, tuple[bytes, torch.Tensor]] = {}
         self._layouts: dict[tuple[str, ...], Layout] = {}
         self._last: Flat | None = None
+        self._all = list(
+            model.parameters()
+        )  # asked once: looking for them takes longer than all that is done with them
+        self._dropouts = [layer.lora_dropout for layer in layers.values()]
         self._gathered = Gathered({name: parameters[name] for name in gathered_names(manifest)})
 
     @property
@@ -106,6 +110,14 @@ class AdaptedModel:
             return {name: self._parameter(name).cpu().numpy().copy() for name in wanted}
         return Flat(self._layout(wanted), piece.cpu().numpy().copy())
 
+    @torch.no_grad()
+    def not_finite(self, names: Sequence[str]) -> list[str]:
+        """Those of the named tensors that have an infinity or a NaN."""
+        piece = self._gathered.piece(tuple(names))
+        if piece is not None and bool(torch.isfinite(piece).all()):
+            return []
+        return [name for name in names if not bool(torch.isfinite(self._parameter(name)).all())]
+
     def _layout(self, names: tuple[str, ...]) -> Layout:
         if names not in self._layouts:
             self._layouts[names] = layout_of(tuple((name, self.manifest.tensors[name].shape) for name in names))
@@ -118,7 +130,7 @@ class AdaptedModel:
     def set_trained(self, names: Iterable[str]) -> None:
         """Lets gradients flow to exactly the named tensors; everything else is frozen and has no gradient."""
         chosen = self.parameters(names)
-        for parameter in self.model.parameters():
+        for parameter in self._all:
             parameter.requires_grad_(False)
             parameter.grad = None
         for parameter in chosen:
@@ -130,16 +142,23 @@ class AdaptedModel:
 
         Batch normalisation never leaves eval mode: its statistics belong to the frozen base.
         """
-        self.model.train(self._base_dropout)
-        for module in self.model.modules():
-            if isinstance(module, BATCH_NORMS):
-                module.eval()
-        for layer in self._layers.values():
-            layer.lora_dropout.train()
+        if self._base_dropout:
+            self._train_base()
+        for dropout in self._dropouts:
+            dropout.train()
         try:
             yield
         finally:
-            self.model.eval()
+            if self._base_dropout:
+                self.model.eval()
+            for dropout in self._dropouts:
+                dropout.eval()
+
+    def _train_base(self) -> None:
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
 
     def base_weight(self, module: str) -> NDArray[np.float32]:
         """W0 of an adapted module: a copy of shape (d, k) = (outputs, inputs), float32."""

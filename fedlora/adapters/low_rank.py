@@ -5,11 +5,14 @@ with a few columns, for which BLAS libraries are slow. Here those are formed as 
 part of the last product: two to three times less time for what adapters cost, the same numbers up to rounding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
+
+from fedlora.adapters.prepacked import Blocks, times, usable_blocks
 
 
 def few_columns(x: Tensor, w: Tensor) -> Tensor:
@@ -36,20 +39,49 @@ class Update(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         of_x, of_y, _, *wanted = ctx.needs_input_grad
-        inputs, factors = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
         (g,) = grads
-        of_factors: list[Tensor | None] = [None] * len(wanted)
-        h = g.reshape(-1, g.shape[-1]).to(factors[-1].dtype)
-        h, of_factors[-1] = _back(h, inputs[-1], factors[-1], wanted[-1])
-        h.mul_(ctx.scaling)  # few numbers
-        if wanted[-1]:
-            of_factors[-1].mul_(ctx.scaling)  # type: ignore[union-attr]
-        for place in range(len(wanted) - 2, 0, -1):
-            h, of_factors[place] = _back(h, inputs[place], factors[place], wanted[place])
-        if wanted[0]:
-            of_factors[0] = outer(h, inputs[0])
-        of_input = (h @ factors[0]).view(ctx.shape).to(ctx.dtype) if of_x else None
+        h, of_factors = _through_factors(ctx, g.reshape(-1, g.shape[-1]), wanted)
+        of_input = (h @ ctx.saved_tensors[len(wanted)]).view(ctx.shape).to(ctx.dtype) if of_x else None
         return of_input, (g if of_y else None), None, *of_factors
+
+
+class AdaptedProduct(torch.autograd.Function):
+    """x·Wᵀ + c + s·x·W₁ᵀ·…·Wₘᵀ with frozen W and c, all of one type: no pass over memory for adding the two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: Blocks, bias: Tensor | None, scaling: float, *factors: Tensor) -> Tensor:
+        """x [n, …, k], blocks of W [d, k], bias [d], factors [r, k], …, [d, r] → [n, …, d]."""
+        inputs = [x.reshape(-1, x.shape[-1])]
+        y = times(inputs[0], blocks.forward, bias)
+        for factor in factors[:-1]:
+            inputs.append(few_columns(inputs[-1], factor))
+        ctx.save_for_backward(*inputs, *factors)
+        ctx.scaling, ctx.blocks = scaling, blocks
+        return y.addmm_(inputs[-1], factors[-1].t(), alpha=scaling).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        of_x, _, _, _, *wanted = ctx.needs_input_grad
+        g = grads[0].reshape(-1, grads[0].shape[-1])
+        h, of_factors = _through_factors(ctx, g, wanted)
+        found = times(g, ctx.blocks.backward).addmm_(h, ctx.saved_tensors[len(wanted)]) if of_x else None
+        of_input = None if found is None else found.view(*grads[0].shape[:-1], -1)
+        return of_input, None, None, None, *of_factors
+
+
+def _through_factors(ctx: Any, g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """What reaches the first factor's output, s·g·Wₘ·…·W₂ [n, r], and the factors' gradients; g [n, d]."""
+    inputs, factors = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+    of_factors: list[Tensor | None] = [None] * len(wanted)
+    h, of_factors[-1] = _back(g.to(factors[-1].dtype), inputs[-1], factors[-1], wanted[-1])
+    h.mul_(ctx.scaling)  # few numbers
+    if wanted[-1]:
+        of_factors[-1].mul_(ctx.scaling)  # type: ignore[union-attr]
+    for place in range(len(wanted) - 2, 0, -1):
+        h, of_factors[place] = _back(h, inputs[place], factors[place], wanted[place])
+    if wanted[0]:
+        of_factors[0] = outer(h, inputs[0])
+    return h, of_factors
 
 
 def _back(g: Tensor, x: Tensor, factor: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +108,13 @@ class _Short:
             return own
         b = layer.lora_B[name]  # LoRA-SB's has two layers, R and then B
         factors = [one.weight for one in (layer.lora_A[name], *(list(b.children()) or [b]))]
-        found: Tensor = Update.apply(x, layer.base_layer(x), layer.scaling[name], *factors)  # type: ignore[no-untyped-call]
+        base, scaling = layer.base_layer, layer.scaling[name]
+        blocks = usable_blocks(base, x)
+        found: Tensor = (
+            Update.apply(x, base(x), scaling, *factors)  # type: ignore[no-untyped-call]
+            if blocks is None or any(factor.dtype != x.dtype for factor in factors)
+            else AdaptedProduct.apply(x, blocks, base.bias, scaling, *factors)  # type: ignore[no-untyped-call]
+        )
         return found
 
     def _plain(self, x: Tensor) -> bool:

@@ -20,7 +20,7 @@ TYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class Blocks:
     """A weight's two layouts, and what it was when they were made. forward, backward: of W and Wᵀ, in blocks."""
 
     forward: Tensor
@@ -28,7 +28,7 @@ class _Blocks:
     source: tuple[int, int, torch.dtype]
 
     @classmethod
-    def of(cls, weight: Tensor, outputs_by_inputs: Tensor) -> "_Blocks":
+    def of(cls, weight: Tensor, outputs_by_inputs: Tensor) -> "Blocks":
         """outputs_by_inputs: the same values as [out, in]."""
         values = outputs_by_inputs.detach()
         return cls(blocked(values.contiguous()), blocked(values.t().contiguous()), _source(weight))
@@ -58,7 +58,7 @@ class _Product(torch.autograd.Function):
     """x·Wᵀ + c for frozen W and c."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, blocks: _Blocks, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, blocks: Blocks, bias: Tensor | None) -> Tensor:
         ctx.blocks = blocks
         return times(x, blocks.forward, bias)
 
@@ -75,18 +75,24 @@ class _Prepacked:
         self.blocks = self._made()
 
     def __call__(self, x: Tensor) -> Tensor:
-        layer = self._layer
-        if layer.weight.requires_grad or x.dtype != layer.weight.dtype or x.dtype not in TYPES or not x.numel():
-            plain: Tensor = type(layer).forward(layer, x)
-            return plain
-        if self.blocks.source != _source(layer.weight):
-            self.blocks = self._made()
-        found: Tensor = _Product.apply(x, self.blocks, layer.bias)  # type: ignore[no-untyped-call]
+        blocks, layer = self.current(x), self._layer
+        found: Tensor = (
+            type(layer).forward(layer, x) if blocks is None else _Product.apply(x, blocks, layer.bias)  # type: ignore[no-untyped-call]
+        )
         return found
 
-    def _made(self) -> _Blocks:
+    def current(self, x: Tensor) -> Blocks | None:
+        """The weight's layouts, made anew if it has changed; None where x is none for them."""
         weight = self._layer.weight
-        return _Blocks.of(weight, weight.t() if isinstance(self._layer, Conv1D) else weight)
+        if weight.requires_grad or x.dtype != weight.dtype or x.dtype not in TYPES or not x.numel():
+            return None
+        if self.blocks.source != _source(weight):
+            self.blocks = self._made()
+        return self.blocks
+
+    def _made(self) -> Blocks:
+        weight = self._layer.weight
+        return Blocks.of(weight, weight.t() if isinstance(self._layer, Conv1D) else weight)
 
 
 def prepack(model: nn.Module, trained: Iterable[nn.Parameter]) -> None:
@@ -99,6 +105,21 @@ def blocks_of(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
     """W's and Wᵀ's layouts, for `times`, of a layer that has them."""
     own = vars(layer).get("forward")
     return (own.blocks.forward, own.blocks.backward) if isinstance(own, _Prepacked) else None
+
+
+def usable_blocks(layer: nn.Module, x: Tensor) -> Blocks | None:
+    """For who computes a layer's product with x inside a larger operation; None where the layer is to be called.
+
+    That is: where it has no layouts, x is none for them, or something hooks into it.
+    """
+    own = vars(layer).get("forward")
+    return own.current(x) if isinstance(own, _Prepacked) and not hooked(layer) else None
+
+
+def hooked(module: Any) -> bool:
+    """Whether something notes or changes what the module is given or gives."""
+    backward = module._backward_hooks or module._backward_pre_hooks
+    return bool(module._forward_hooks or module._forward_pre_hooks or backward)
 
 
 def prepacked_bytes(model: nn.Module, trained: Iterable[nn.Parameter]) -> int:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fedlora.adapters.encoder_layer import add_norm, feed_forward
 from fedlora.adapters.forwards import Forwards, instead
+from fedlora.tasks.few_queries import few_queries, read_by
 
 Entry = dict[str, Any]
 """What a layer is called with, by the names of its forward pass's parameters."""
@@ -143,10 +145,12 @@ def _drops(layer: nn.Module) -> bool:
 def _bert(layer: Any, entry: Entry, positions: Tensor) -> Tensor:
     own, hidden = layer.attention.self, entry["hidden_states"]
     few, size = taken(hidden, positions), own.attention_head_size
-    query, key, value = (_heads(x, size) for x in (own.query(few), own.key(hidden), own.value(hidden)))
-    attended = layer.attention.output(_attended(own, query, key, value, entry, positions), few)
-    found: Tensor = layer.feed_forward_chunk(attended)
-    return found
+    if few_queries(own, hidden, positions):
+        attended = read_by(own, own.query(few), hidden, _mask_of(entry, positions))
+    else:
+        query, key, value = (_heads(x, size) for x in (own.query(few), own.key(hidden), own.value(hidden)))
+        attended = _attended(own, query, key, value, entry, positions)
+    return feed_forward(layer, add_norm(layer.attention.output, attended, few))
 
 
 def _gpt2(layer: Any, entry: Entry, positions: Tensor) -> Tensor:
@@ -183,11 +187,9 @@ def _heads(values: Tensor, size: int) -> Tensor:
 def _attended(own: Any, query: Tensor, key: Tensor, value: Tensor, entry: Entry, positions: Tensor) -> Tensor:
     """What the layer's own kind of attention gives the P queries of each row: [m, P, heads · size]."""
     way = ALL_ATTENTION_FUNCTIONS.get_interface(own.config._attn_implementation, _source(own).eager_attention_forward)
-    mask = entry.get("attention_mask")
+    mask = _mask_of(entry, positions)
     if mask is None and own.is_causal:  # fused attention would take the queries for the row's first tokens
         mask = _causal(positions, key)
-    elif mask is not None and mask.shape[2] > 1:
-        mask = _rows_of(mask, positions)
     found, _ = way(own, query, key, value, mask, dropout=0.0, scaling=own.scaling)
     return torch.flatten(found, 2)
 
@@ -197,6 +199,12 @@ def _causal(positions: Tensor, key: Tensor) -> Tensor:
     hidden = torch.arange(key.shape[2], device=key.device) > positions.unsqueeze(-1)
     zeros = torch.zeros(hidden.shape, dtype=key.dtype, device=key.device)
     return zeros.masked_fill_(hidden, torch.finfo(key.dtype).min).unsqueeze(1)
+
+
+def _mask_of(entry: Entry, positions: Tensor) -> Tensor | None:
+    """The layer's mask for the queries at `positions`: [m, 1, P or 1, T], or None."""
+    mask = entry.get("attention_mask")
+    return mask if mask is None or mask.shape[2] == 1 else _rows_of(mask, positions)
 
 
 def _rows_of(mask: Tensor, positions: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedlora.adapters.adapted import AdaptedModel
@@ -125,9 +124,8 @@ def _finite(loss: float, step: int, where: LocalRound) -> float:
 
 
 def _check_trained(adapted: AdaptedModel, names: list[str], where: LocalRound) -> None:
-    for name, parameter in zip(names, adapted.parameters(names), strict=True):
-        if not bool(torch.isfinite(parameter).all()):
-            raise diverged(f"the trained tensor {name!r} is no longer finite", where)
+    for name in adapted.not_finite(names):
+        raise diverged(f"the trained tensor {name!r} is no longer finite", where)
 
 
 def diverged(what: str, where: LocalRound) -> RunError:

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import nn
 
+from fedlora.adapters.encoder_layer import shorten_layers
 from fedlora.adapters.prepacked import possible, prepack, prepacked_bytes
 from fedlora.config.schema import TrainConfig
 from fedlora.errors import RunError
@@ -32,6 +33,7 @@ def prepack_frozen(config: TrainConfig, model: nn.Module, trained: Iterable[nn.P
     trained = list(trained)
     if prepacks(config, model, trained):
         prepack(model, trained)
+        shorten_layers(model)
 
 
 def prepacks(config: TrainConfig, model: nn.Module, trained: Iterable[nn.Parameter]) -> bool:
