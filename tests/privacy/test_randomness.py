@@ -100,3 +100,25 @@ def test_only_the_systems_entropy_is_private() -> None:
     assert system_source().private
     assert not seeded_source(0).private
     assert not np.array_equal(system_source().normal(9), system_source().normal(9))
+
+
+def test_each_draw_has_a_key_of_its_own_from_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def known(count: int) -> bytes:
+        asked.append(count)
+        return bytes([len(asked) // 3] * count)
+
+    monkeypatch.setattr("fedlora.privacy.randomness.os.urandom", known)
+    words = system_source().words
+    first, second, third = words(100), words(1000), words(100)
+    assert asked == [32, 32, 32]
+    assert np.array_equal(first, second[:100])  # of one key: it decides all
+    assert not np.isin(third, second).any()
+
+
+def test_the_words_are_the_ciphers_key_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of NIST's example for AES-256 with a key of zeros: the first block, AES₀(0), and the one after it, AES₀(1)."""
+    monkeypatch.setattr("fedlora.privacy.randomness.os.urandom", bytes)
+    found = system_source().words(4).tobytes().hex()
+    assert found == "dc95c078a2408989ad48a21492842087" + "530f8afbc74536b9a963b4f1c4cb738b"

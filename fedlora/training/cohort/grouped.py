@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora.adapters.low_rank import outer
+from fedlora.adapters.low_rank import few_columns, outer
 from fedlora.errors import RunError
 
 Parts = tuple[int, ...]
@@ -90,6 +90,40 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, parts: Parts, keep: 
     return y
 
 
+class GroupedUpdate(torch.autograd.Function):
+    """y_i + s·x_i·W₁ₖᵀ·…·Wₘₖᵀ for the rows i of client k."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scaling: float, parts: Parts, keeps: Sequence[Keep | None], *factors: Tensor
+    ) -> Tensor:
+        """x [n, …, in], y [n, …, out], factors [K, r, in], …, [K, out, r]; keeps: of each factor, as in `grouped`."""
+        inputs = [x.to(factors[0].dtype)]
+        for factor in factors[:-1]:
+            inputs.append(_times(inputs[-1], factor.transpose(1, 2), parts))
+        ctx.save_for_backward(*inputs, *factors)
+        ctx.scaling, ctx.parts, ctx.keeps, ctx.dtype = scaling, parts, keeps, x.dtype
+        return _plus_times(y, inputs[-1], factors[-1].transpose(1, 2), parts, scaling)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        of_x, of_y, _, _, _, *wanted = ctx.needs_input_grad
+        inputs, factors = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+        of_factors: list[Tensor | None] = [None] * len(wanted)
+        h = grads[0].to(factors[-1].dtype)
+        for place in reversed(range(len(wanted))):
+            last = place == len(wanted) - 1
+            x = inputs[place] * ctx.scaling if last else inputs[place]  # few numbers, and h has s from here on
+            if ctx.keeps[place] is not None:
+                ctx.keeps[place](h, x)
+            elif wanted[place]:
+                of_factors[place] = _outer(h, x, factors[place], ctx.parts)
+            if place or of_x:
+                h = _times(h, factors[place], ctx.parts)
+                h = h.mul_(ctx.scaling) if last else h
+        return (h.to(ctx.dtype) if of_x else None), (grads[0] if of_y else None), None, None, None, *of_factors
+
+
 def _equal(parts: Parts) -> bool:
     """Whether all clients have the same number of rows."""
     return len(set(parts)) == 1
@@ -106,7 +140,26 @@ def _times(x: Tensor, factors: Tensor, parts: Parts) -> Tensor:
         return found.reshape(*x.shape[:-1], factors.shape[-1])
     out = x.new_empty(*x.shape[:-1], factors.shape[-1])
     for into, mine, factor in zip(torch.split(out, list(parts)), torch.split(x, list(parts)), factors, strict=True):
-        torch.mm(mine.reshape(-1, x.shape[-1]), factor, out=into.view(-1, factors.shape[-1]))
+        flat, place = mine.reshape(-1, x.shape[-1]), into.view(-1, factors.shape[-1])
+        if factor.shape[1] < factor.shape[0]:
+            place.copy_(few_columns(flat, factor.t()))
+        else:
+            torch.mm(flat, factor, out=place)
+    return out
+
+
+def _plus_times(y: Tensor, x: Tensor, factors: Tensor, parts: Parts, scaling: float) -> Tensor:
+    """y + s·x·factors, y [n, …, b], x [n, …, a], factors [K, a, b]."""
+    if y.dtype is not x.dtype:
+        return y.add(_times(x, factors, parts).to(y.dtype), alpha=scaling)
+    if _equal(parts):
+        into, flat = (each.reshape(len(parts), -1, each.shape[-1]) for each in (y, x))
+        return torch.baddbmm(into, flat, factors, alpha=scaling).view_as(y)
+    out = torch.empty_like(y, memory_format=torch.contiguous_format)
+    pieces = (torch.split(each, list(parts)) for each in (out, y, x))
+    for place, before, mine, factor in zip(*pieces, factors, strict=True):
+        whole = place.view(-1, y.shape[-1])
+        torch.addmm(before.reshape(whole.shape), mine.reshape(-1, x.shape[-1]), factor, alpha=scaling, out=whole)
     return out
 
 

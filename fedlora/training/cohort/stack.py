@@ -19,7 +19,7 @@ from fedlora.errors import RunError
 from fedlora.privacy.functions import compute_dtype, keep_bias_gradient, keep_gradient
 from fedlora.privacy.layers import Forward, left_out, replacements
 from fedlora.privacy.rows import GradientRows
-from fedlora.training.cohort.grouped import Deal, Keep, Parts, grouped
+from fedlora.training.cohort.grouped import Deal, GroupedUpdate, Keep, Parts, grouped
 
 
 class Stack:
@@ -71,18 +71,16 @@ class Stack:
             yield
 
     def linear(self, parts: Parts, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x·Wᵀ + c: with each client's own W and c where they are stacked, else with the model's.
-
-        parts: how many rows of x each client has, as `deal` says.
-        """
-        mine = self._of.get(id(weight))
+        """x·Wᵀ + c with each client's own W and c. parts: how many rows of x each client has, as `deal` says."""
         dtype = compute_dtype(x, weight)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(dtype)
-            if mine is None:
-                return nn.functional.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
             each = None if bias is None else self._of[id(bias)].to(dtype)
-            return grouped(x, mine.to(dtype), each, parts, self._keeper(weight, bias))
+            return grouped(x.to(dtype), self._of[id(weight)].to(dtype), each, parts, self._keeper(weight, bias))
+
+    def _each(self, weight: Tensor) -> Tensor:
+        """The clients' own values, [K, …]; the model's, seen K times, where clients do not differ."""
+        found = self._of.get(id(weight))
+        return weight.expand(self.clients, *weight.shape) if found is None else found
 
     def _keeper(self, weight: Tensor, bias: Tensor | None) -> Keep | None:
         rows = self._rows
@@ -100,15 +98,17 @@ class Stack:
 
     def _adapted_forward(self, path: str, layer: LoraLayer) -> Forward:
         factors = [layer.lora_A[ADAPTER].weight, *_outputs(layer.lora_B[ADAPTER])]
+        keeps = [self._keeper(factor, None) for factor in factors]
         scaling = float(layer.scaling[ADAPTER])
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             parts = self.deal.parts(x.shape[0], path)
-            result: Tensor = layer.base_layer(x, *args, **kwargs)
-            update = x
-            for factor in factors:
-                update = self.linear(parts, update, factor)
-            return result + update.to(result.dtype) * scaling
+            y: Tensor = layer.base_layer(x, *args, **kwargs)
+            dtype = compute_dtype(x, factors[0])
+            with torch.autocast(x.device.type, enabled=False):
+                mine = [self._each(factor).to(dtype) for factor in factors]
+                found: Tensor = GroupedUpdate.apply(x, y, scaling, parts, keeps, *mine)  # type: ignore[no-untyped-call]
+            return found
 
         return forward
 
