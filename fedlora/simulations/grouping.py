@@ -1,12 +1,12 @@
 """How many virtual clients train in one pass over the base model, where `engine.group` leaves it open.
 
-A pass over few tokens reads all weights for little arithmetic: on the CPU, products of 32 rows run at half the speed of
-products of some hundred. So clients are put together until a pass has enough tokens, and stay alone where each has
-enough by itself: then every client's bits are those of `engine=sequential`.
+A pass costs something whatever is in it: weights are read, operations are called. So clients are put together, but not
+more than it is worth: together, texts of unequal lengths leave more gaps in rows of one width, and each client brings
+its activations. Clients whose steps are large stay alone: then their bits are those of `engine=sequential`.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ import torch
 from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.simulations.activations import bytes_of_a_token, full_length
-from fedlora.tasks.base import Encoded
 
-FULL = {"float32": 256, "bfloat16": 1024}
-"""Tokens from which on a pass on the CPU gains little from more, by precision of the base: measured
+OF_A_PASS = {"float32": 40, "bfloat16": 100}
+"""How many tokens' time a pass on the CPU takes beside that of its tokens, by precision of the base: measured
 (docs/decisions/0018-clients-in-groups.md)."""
+
+WORTH = 1.01
+"""Of the least time a client, what fewer clients in a pass may take."""
 
 MOST = {"cpu": 16, "cuda": 64}
 """Clients of a group, at most: each brings its own adapter, optimizer and activations."""
@@ -27,7 +29,8 @@ ROOM = 1 / 8
 """Of a GPU's memory, that the activations of a pass may take: there one launch for all clients is always best. Of all
 of it, not of what is free just now: a resumed run is to have the same groups."""
 
-_LOOKED_AT = 4
+_PASSES, _BATCHES = 4, 32
+"""That are looked at, at least: so many passes, or so many clients' batches."""
 
 
 def with_group(config: RunConfig, worker: Worker) -> RunConfig:
@@ -35,15 +38,28 @@ def with_group(config: RunConfig, worker: Worker) -> RunConfig:
     if config.engine.group is not None:
         return config
     most = MOST[worker.device.type]
-    chosen = fitting(tokens_of_a_step(config, worker), full_pass(config, worker), most)
-    group = even(chosen, math.ceil(config.federation.cohort / (config.engine.workers or 1)), most)
+    choose = _on_cpu if worker.device.type == "cpu" else _on_cuda
+    group = even(choose(config, worker, most), math.ceil(config.federation.cohort / (config.engine.workers or 1)), most)
     return config.model_copy(update={"engine": config.engine.model_copy(update={"group": group})})
 
 
-def full_pass(config: RunConfig, worker: Worker) -> float:
-    """Tokens of a pass that gains nothing from more: on a GPU, as many as its memory has room for."""
-    if worker.device.type == "cpu":
-        return FULL[config.train.precision]
+def _on_cpu(config: RunConfig, worker: Worker, most: int) -> int:
+    tokens = [tokens_of_a_pass(config, worker, clients) for clients in range(1, most + 1)]
+    return cheapest(tokens, OF_A_PASS[config.train.precision])
+
+
+def cheapest(tokens: Sequence[float], of_a_pass: float) -> int:
+    """Clients of a pass: the fewest that are WORTH it. tokens: of a pass of 1, 2, … clients."""
+    costs = [(mine + of_a_pass) / clients for clients, mine in enumerate(tokens, 1)]
+    return next(clients for clients, cost in enumerate(costs, 1) if cost <= WORTH * min(costs))
+
+
+def _on_cuda(config: RunConfig, worker: Worker, most: int) -> int:
+    return fitting(tokens_of_a_pass(config, worker, 1), tokens_that_fit(config, worker), most)
+
+
+def tokens_that_fit(config: RunConfig, worker: Worker) -> float:
+    """Tokens of a pass for which a GPU has ROOM."""
     _, memory = torch.cuda.mem_get_info(worker.device)
     return ROOM * memory / bytes_of_a_token(config, worker.skeleton.config)
 
@@ -59,17 +75,13 @@ def fitting(tokens: float, full: float, most: int) -> int:
     return max(1, min(most, int(full / tokens)))
 
 
-def tokens_of_a_step(config: RunConfig, worker: Worker) -> float:
-    """That one client's training step computes, padding included: the mean of a few batches from all over the data."""
+def tokens_of_a_pass(config: RunConfig, worker: Worker, clients: int) -> float:
+    """That a training step of so many clients computes, padding included: the mean of a few from all over the data."""
     encoded = worker.encoded("train")
-    size = min(config.train.batch, len(encoded))
-    starts = np.linspace(0, len(encoded) - size, _LOOKED_AT).astype(int)
-    architecture: Any = worker.skeleton.config
-    return float(np.mean([_tokens(config, encoded, range(start, start + size), architecture) for start in starts]))
-
-
-def _tokens(config: RunConfig, encoded: Encoded, rows: range, architecture: Any) -> int:
-    batch = encoded.compact(list(rows))
-    if "input_ids" in batch:
-        return batch["input_ids"].numel()
-    return len(rows) * full_length(config, architecture)
+    size, passes = min(config.train.batch, len(encoded)), max(_PASSES, _BATCHES // clients)
+    starts = np.linspace(0, len(encoded) - size, passes * clients).astype(int)
+    parts = [range(start, start + size) for start in starts]
+    if "input_ids" not in encoded.compact(list(parts[0])):
+        return float(clients * size * full_length(config, worker.skeleton.config))
+    dealt = [encoded.dealt([list(part) for part in parts[first::passes]]) for first in range(passes)]
+    return float(np.mean([batch["input_ids"].numel() for batch, _ in dealt]))

@@ -48,14 +48,11 @@ class PackedTokenRows(TokenRows):
         """See `fedlora.tasks.base.Encoded`: each part is packed into rows of its own, all of the same width."""
         lengths = [self.lengths[np.asarray(part, np.int64)].tolist() for part in parts]
         capacity = max(ROW_TOKENS, *map(max, lengths))
-        arranged = [arrange(mine, capacity) for mine in lengths]
-        counts = [1 + max(row for row, _ in places) for places, _ in arranged]
+        arranged, width = arrange(lengths, capacity)
+        counts = [rows_of(places) for places in arranged]
         counts = [max(counts)] * len(counts) if level else counts  # what is missing are rows of padding
         firsts = [sum(counts[:part]) for part in range(len(counts))]
-        places = [
-            (first + row, start) for first, (mine, _) in zip(firsts, arranged, strict=True) for row, start in mine
-        ]
-        width = max(width for _, width in arranged)
+        places = [(first + row, start) for first, mine in zip(firsts, arranged, strict=True) for row, start in mine]
         return self._packed([row for part in parts for row in part], places, sum(counts), width), counts
 
     def _packed(
@@ -105,19 +102,36 @@ def model_inputs(model: Any, batch: Batch, names: Sequence[str]) -> dict[str, Te
     return inputs
 
 
-Arranged = tuple[list[tuple[int, int]], int]
-"""Where each text is: (row, first token), and the width of all rows."""
+Places = list[tuple[int, int]]
+"""Where each text is: (row, first token)."""
 
 
-def arrange(lengths: Sequence[int], capacity: int) -> Arranged:
-    """What costs least of: as few rows as hold all tokens at about `capacity` each, or more; one row for each text."""
-    counts = {math.ceil(sum(lengths) / (capacity * times)) for times in _TRIED} | {len(lengths)}
-    return min((_filled(lengths, min(count, len(lengths))) for count in sorted(counts)), key=_cost)
+def arrange(parts: Sequence[Sequence[int]], capacity: int) -> tuple[list[Places], int]:
+    """What costs least of all parts' texts in rows of their own: each part's places, and the width of all rows.
+
+    parts: the lengths of each part's texts. Tried are few rows for a part, which hold its tokens at about `capacity`
+    each, up to one row for each text; and of their widths, each as that of all.
+    """
+    ways = [[_filled(lengths, count) for count in _counts(lengths, capacity)] for lengths in parts]
+    widths = sorted({width for mine in ways for _, width in mine})
+    found = [(places, width) for width in widths if (places := _fitting(ways, width)) is not None]
+    return min(found, key=lambda one: sum(map(rows_of, one[0])) * row_cost(one[1]))
 
 
-def _cost(arranged: Arranged) -> float:
-    places, width = arranged
-    return (1 + max(row for row, _ in places)) * row_cost(width)
+def _counts(lengths: Sequence[int], capacity: int) -> list[int]:
+    few = {math.ceil(sum(lengths) / (capacity * times)) for times in _TRIED}
+    return sorted({min(count, len(lengths)) for count in few | {count + 1 for count in few} | {len(lengths)}})
+
+
+def _fitting(ways: Sequence[Sequence[tuple[Places, int]]], width: int) -> list[Places] | None:
+    """Of each part's ways the one with the fewest rows that are no wider; None if a part has none."""
+    chosen = [next((places for places, own in mine if own <= width), None) for mine in ways]
+    return None if any(places is None for places in chosen) else [places for places in chosen if places is not None]
+
+
+def rows_of(places: Places) -> int:
+    """How many rows the texts are in."""
+    return 1 + max(row for row, _ in places)
 
 
 def row_cost(width: float) -> float:
@@ -125,7 +139,7 @@ def row_cost(width: float) -> float:
     return width * (1 + width / _ATTENTION)
 
 
-def _filled(lengths: Sequence[int], rows: int) -> Arranged:
+def _filled(lengths: Sequence[int], rows: int) -> tuple[Places, int]:
     """Longest first into the emptiest row, which keeps rows nearly equal: at most the mean row and the longest text."""
     filled = [0] * rows
     places = [(0, 0)] * len(lengths)

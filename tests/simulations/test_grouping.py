@@ -1,5 +1,6 @@
 """What `engine.group` becomes where it is left open."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedlora.config.schema import EngineConfig, RunConfig
 from fedlora.server.checkpoint import load
 from fedlora.server.store import RunStore
 from fedlora.simulations.engines import engine_words, settle
-from fedlora.simulations.grouping import even, fitting, full_pass, tokens_of_a_step, with_group
+from fedlora.simulations.grouping import cheapest, even, fitting, tokens_of_a_pass, tokens_that_fit, with_group
 from fedlora.simulations.simulate import Watch, resume, run
 from tests.tiny import tiny_config
 
@@ -30,8 +31,20 @@ def made(bert: Path, csv: Path, store: Path, **updates: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize(("tokens", "group"), [(8, 16), (32, 8), (129, 1), (128, 2), (5000, 1)])
-def test_clients_are_put_together_until_a_pass_is_full(tokens: float, group: int) -> None:
+def test_clients_are_put_together_until_the_memory_is_full(tokens: float, group: int) -> None:
     assert fitting(tokens, 256, 16) == group
+
+
+@pytest.mark.parametrize(("tokens", "group"), [(8, 16), (32, 15), (512, 6), (1000, 4), (4096, 1)])
+def test_clients_are_put_together_as_long_as_it_is_worth_it(tokens: float, group: int) -> None:
+    assert cheapest([clients * tokens for clients in range(1, 17)], 40) == group
+
+
+@pytest.mark.parametrize(("gaps", "group"), [(0.0, 9), (0.05, 2), (0.3, 1)])
+def test_gaps_in_rows_of_unequal_texts_speak_against_it(gaps: float, group: int) -> None:
+    """gaps: of two clients' tokens; they grow with the logarithm of the clients."""
+    tokens = [clients * 200 * (1 + gaps * math.log2(clients)) for clients in range(1, 17)]
+    assert cheapest(tokens, 40) == group
 
 
 @pytest.mark.parametrize(
@@ -51,18 +64,19 @@ def test_on_a_gpu_the_memory_decides(
     rooms = []
     for size in (2**20, 2**30):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, size=size: (2**10, size))
-        rooms.append(full_pass(config, worker))
+        rooms.append(tokens_that_fit(config, worker))
     assert rooms[1] == 1024 * rooms[0]
     shape = worker.skeleton.config
     assert 4 * rooms[0] * 34 * 2 * shape.hidden_size * shape.num_hidden_layers < 2**20
 
 
-def test_the_tokens_of_a_step_are_those_that_are_computed(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
+def test_the_tokens_of_a_pass_are_those_that_are_computed(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
     config = made(tiny_bert, tiny_text_csv, tmp_path)
     worker = Worker(config)
     encoded = worker.encoded("train")
     sizes = [encoded.compact([row, row + 1])["input_ids"].numel() for row in range(len(encoded) - 1)]
-    assert min(sizes) <= tokens_of_a_step(config, worker) <= max(sizes)
+    assert min(sizes) <= tokens_of_a_pass(config, worker, 1) <= max(sizes)
+    assert 3 * min(sizes) <= tokens_of_a_pass(config, worker, 3) <= 3 * max(sizes)
 
 
 def test_an_open_group_is_chosen_and_a_given_one_kept(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:

@@ -11,24 +11,38 @@ from hypothesis import strategies as st
 
 from fedlora.config.schema import RunConfig
 from fedlora.data.splits import load_splits
-from fedlora.tasks.packing import ROW_TOKENS, PackedTokenRows, arrange
+from fedlora.tasks.packing import ROW_TOKENS, PackedTokenRows, arrange, rows_of
 from fedlora.tasks.registry import make_task
 from fedlora.tasks.rows import Ragged, TokenRows
 from tests.adapters.making import tiny_gpt2
 from tests.tasks.stock import ragged
 from tests.tiny import tiny_config
 
+TEXTS = st.lists(st.integers(1, 100), min_size=1, max_size=40)
 
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=40))
-def test_every_text_has_a_place_of_its_own(lengths: list[int]) -> None:
-    places, width = arrange(lengths, ROW_TOKENS)
-    rows, longest = 1 + max(row for row, _ in places), max(lengths)
-    padded = len(lengths) * longest * (1 + longest / 512)
-    assert rows * width * (1 + width / 512) <= padded  # never more work than without
+
+@given(st.lists(TEXTS, min_size=1, max_size=4))
+def test_every_text_has_a_place_of_its_own(parts: list[list[int]]) -> None:
+    arranged, width = arrange(parts, ROW_TOKENS)
+    longest = max(map(max, parts))
+    padded = sum(map(len, parts)) * longest * (1 + longest / 512)
+    assert sum(map(rows_of, arranged)) * width * (1 + width / 512) <= padded  # never more work than without
     assert width <= 3 * max(ROW_TOKENS, longest) + longest
-    taken = [(row, start + token) for (row, start), n in zip(places, lengths, strict=True) for token in range(n)]
-    assert len(taken) == len(set(taken)) == sum(lengths)
-    assert all(position < width for _, position in taken)
+    for lengths, places in zip(parts, arranged, strict=True):
+        taken = [(row, start + token) for (row, start), n in zip(places, lengths, strict=True) for token in range(n)]
+        assert len(taken) == len(set(taken)) == sum(lengths)
+        assert all(position < width for _, position in taken)
+
+
+@given(st.lists(TEXTS, min_size=2, max_size=4))
+def test_parts_agree_on_a_width_instead_of_taking_the_widest(parts: list[list[int]]) -> None:
+    def cost(arranged: list[list[tuple[int, int]]], width: int) -> float:
+        return sum(map(rows_of, arranged)) * width * (1 + width / 512)
+
+    capacity = max(ROW_TOKENS, *map(max, parts))
+    alone = [arrange([lengths], capacity) for lengths in parts]
+    widest = cost([places for mine, _ in alone for places in mine], max(width for _, width in alone))
+    assert cost(*arrange(parts, capacity)) <= widest
 
 
 def losses_and_gradients(task, model, batch):  # type: ignore[no-untyped-def]
