@@ -80,7 +80,7 @@ class EngineConfig(Section):
         1,
         ge=1,
         description="clients that are trained in one pass over the base model, each as alone up to rounding (1e-5);"
-        " null, as with engine=auto: as many as it takes to fill a pass where their batches are small. Not with"
+        " null, as with engine=auto: as many as are worth it on this kind of device. Not with"
         " dropout",
     )
 
