@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from fedlora.adapters.adapted import ADAPTER, AdaptedModel
 from fedlora.adapters.attach import attach
 from fedlora.adapters.low_rank import Update
+from fedlora.adapters.prepacked import possible, prepack
 from tests.adapters.making import make_manifest, random_tensors
 
 
@@ -73,6 +74,25 @@ def test_any_factors_may_be_trained(trained: tuple[int, ...], of_input: bool) ->
     found = gradients(Update.apply(x, y, 0.7, a, r, b))  # type: ignore[no-untyped-call]
     for one, other in zip(found, gradients(y + 0.7 * x @ a.t() @ r.t() @ b.t()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not possible(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (2, 2, 5, 12)])
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("method", ["lora", "ffa", "sb"])
+def test_a_base_that_is_laid_out_gets_its_update_in_place(
+    method: str, kind: type[nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted, layer = layer_of(method, kind)
+    x = torch.randn(shape)
+    parameters = adapted.parameters(adapted.manifest.tensors)
+    adapted.set_trained(adapted.manifest.tensors)
+    with as_peft_has_it(layer):
+        wanted = outcome(layer, x, parameters)
+    prepack(layer, parameters)
+    monkeypatch.setattr(Update, "apply", None)  # the way without layouts
+    for found, one in zip(outcome(layer, x, parameters), wanted, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-5)
 
 
 def test_autograd_agrees_with_differences() -> None:
