@@ -3,6 +3,7 @@
     python -m benchmarks simulation                          # W, ragged texts, small clients: each side in turn, twice
     python -m benchmarks simulation --workload W --repeats 3 --json
     python -m benchmarks simulation --only fedlora
+    python -m benchmarks simulation --workload W --side fedlora --side "pfl, tuned" --repeats 4     # a speed that drifts
     python -m benchmarks simulation --device cuda --here     # peers are in this environment, and share the GPU
 
 Peers run in environments of their own, made at the first call in the user's cache (they borrow torch, transformers and
@@ -212,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
     parser.add_argument("--only", default="", help="sides with this text in their name")
+    parser.add_argument("--side", action="append", default=[], help="this side; may be given several times")
     parser.add_argument("--rounds", type=int, default=4, help="that are timed, of each repeat")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -220,7 +222,11 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.rounds < 2:
         parser.error(f"--rounds {asked.rounds}: at least 2: timed is from one's end to the next one's")
-    sides = [side for side in (SIDES if asked.device == "cpu" else ON_CUDA) if asked.only in side.name]
+    known = [side for side in (SIDES if asked.device == "cpu" else ON_CUDA) if asked.only in side.name]
+    strange = set(asked.side) - {side.name for side in known}
+    if strange or not known:
+        parser.error(f"no such side: {sorted(strange) or asked.only}; there are {[side.name for side in known]}")
+    sides = [side for side in known if not asked.side or side.name in asked.side]
     names = list(WORKLOADS) if asked.workload == "all" else [asked.workload]
     print(f"load average {os.getloadavg()}", file=sys.stderr)
     taken = {name: measured(name, sides, asked) for name in names}
