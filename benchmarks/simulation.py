@@ -3,7 +3,7 @@
     python -m benchmarks simulation                          # W, ragged texts, small clients: each side in turn, twice
     python -m benchmarks simulation --workload W --repeats 3 --json
     python -m benchmarks simulation --only fedlora
-    python -m benchmarks simulation --workload W --side fedlora --side "pfl, tuned" --repeats 4     # a speed that drifts
+    python -m benchmarks simulation --workload W --side fedlora --side "pfl, tuned" --repeats 4    # speeds drift
     python -m benchmarks simulation --device cuda --here     # peers are in this environment, and share the GPU
 
 Peers run in environments of their own, made at the first call in the user's cache (they borrow torch, transformers and
