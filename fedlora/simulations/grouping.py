@@ -19,8 +19,11 @@ OF_A_PASS = {"float32": 40, "bfloat16": 100}
 """How many tokens' time a pass on the CPU takes beside that of its tokens, by precision of the base: measured
 (docs/decisions/0018-clients-in-groups.md)."""
 
-WORTH = 1.01
-"""Of the least time a client, what fewer clients in a pass may take."""
+WORTH = 1.02
+"""Of the least time a client, what fewer clients in a pass may take: more groups are dealt out more evenly."""
+
+_DISTANCE = 0.2
+"""What half or twice the clients in a pass weigh, where a group that is empty in all but one place weighs up to 1."""
 
 MOST = {"cpu": 16, "cuda": 64}
 """Clients of a group, at most: each brings its own adapter, optimizer and activations."""
@@ -65,9 +68,15 @@ def tokens_that_fit(config: RunConfig, worker: Worker) -> float:
 
 
 def even(chosen: int, clients: int, most: int) -> int:
-    """Near `chosen`, and so that a worker's `clients` make equal groups: ten in eights are one group of ten."""
-    groups = max(1, round(clients / chosen))
-    return min(most, math.ceil(clients / groups)) if chosen > 1 else 1
+    """Near `chosen`, at most `most`, and so that a worker's `clients` make equal groups: ten in threes are five twos.
+
+    Weighed is the share of a last group that is not full, for which the other workers wait, against the distance.
+    """
+
+    def loss(group: int) -> float:
+        return (-clients % group) / clients + _DISTANCE * abs(math.log2(group / chosen))
+
+    return min(range(1, min(most, clients) + 1), key=loss) if chosen > 1 else 1
 
 
 def fitting(tokens: float, full: float, most: int) -> int:
