@@ -22,6 +22,10 @@ OF_A_PASS = {"float32": 40, "bfloat16": 100}
 WORTH = 1.02
 """Of the least time a client, what fewer clients in a pass may take: more groups are dealt out more evenly."""
 
+LARGEST = {precision: 1.5 * tokens / (WORTH - 1) for precision, tokens in OF_A_PASS.items()}
+"""Tokens of a pass of several clients on the CPU, at most: then more are not worth it; and half as many again, as groups
+are made even."""
+
 _DISTANCE = 0.2
 """What half or twice the clients in a pass weigh, where a group that is empty in all but one place weighs up to 1."""
 
@@ -65,6 +69,11 @@ def tokens_that_fit(config: RunConfig, worker: Worker) -> float:
     """Tokens of a pass for which a GPU has ROOM."""
     _, memory = torch.cuda.mem_get_info(worker.device)
     return ROOM * memory / bytes_of_a_token(config, worker.skeleton.config)
+
+
+def most_together(config: RunConfig) -> int:
+    """Clients of a pass on the CPU, at most, before the data are looked at."""
+    return min(MOST["cpu"], math.ceil(config.federation.cohort / (config.engine.workers or 1)))
 
 
 def even(chosen: int, clients: int, most: int) -> int:

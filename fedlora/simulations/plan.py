@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -19,8 +20,9 @@ from fedlora.data.table import PartitionTable, describe
 from fedlora.errors import StrategyError
 from fedlora.privacy.schedule import settle_privacy
 from fedlora.privacy.statement import Statement, statement
-from fedlora.simulations.activations import activation_bytes
+from fedlora.simulations.activations import activation_bytes, bytes_of_a_token
 from fedlora.simulations.engines import settle
+from fedlora.simulations.grouping import LARGEST, most_together
 from fedlora.simulations.guarantees import Guarantee, guarantees
 from fedlora.strategies.base import Setup
 from fedlora.tasks.registry import make_task
@@ -178,7 +180,7 @@ def _numbers(manifest: Manifest, *, head: bool) -> int:
 
 def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) -> Memory:
     """An upper estimate for full-length batches; under local DP with a micro-batch's gradients, record by record."""
-    private, group = config.privacy.local, config.engine.together
+    private, group = config.privacy.local, config.engine.group or most_together(config)
     trained = sum(spec.nbytes for spec in manifest.tensors.values() if spec.trained)
     copies = 2 + OPTIMIZER_COPIES[config.train.optimizer] + (config.train.momentum > 0)
     half = 0.5 if config.train.precision == "bfloat16" else 1.0
@@ -186,9 +188,18 @@ def estimate_memory(config: RunConfig, skeleton: nn.Module, manifest: Manifest) 
     return Memory(
         base=int(half * (sum(p.nbytes for p in skeleton.parameters()) + _laid_out(config, skeleton, manifest))),
         adapter=frozen + group * (copies + (config.privacy.micro_batch if private else 0)) * trained,
-        activations=int(group * activation_bytes(config, skeleton.config)),
+        activations=int(_activations(config, skeleton.config)),
         workers=config.engine.workers or 1,
     )
+
+
+def _activations(config: RunConfig, shape: Any) -> float:
+    """Of a pass: of one client's full-length batch, or of the clients that are put together."""
+    alone = activation_bytes(config, shape)
+    if config.engine.group is not None:
+        return config.engine.group * alone
+    together = min(LARGEST[config.train.precision] * bytes_of_a_token(config, shape), most_together(config) * alone)
+    return max(alone, together)
 
 
 def _laid_out(config: RunConfig, skeleton: nn.Module, manifest: Manifest) -> int:
