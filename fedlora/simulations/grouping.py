@@ -23,8 +23,8 @@ WORTH = 1.02
 """Of the least time a client, what fewer clients in a pass may take: more groups are dealt out more evenly."""
 
 LARGEST = {precision: 1.5 * tokens / (WORTH - 1) for precision, tokens in OF_A_PASS.items()}
-"""Tokens of a pass of several clients on the CPU, at most: then more are not worth it; and half as many again, as groups
-are made even."""
+"""Tokens of a pass of several clients on the CPU, at most: then more are not worth it; and half as many again, since
+groups are made even."""
 
 _DISTANCE = 0.2
 """What half or twice the clients in a pass weigh, where a group that is empty in all but one place weighs up to 1."""

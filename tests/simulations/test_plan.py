@@ -12,7 +12,7 @@ from fedlora.client.worker import worker_for
 from fedlora.config.compose import compose
 from fedlora.config.groups import shipped
 from fedlora.config.headers import read_header
-from fedlora.config.schema import RunConfig
+from fedlora.config.schema import EngineConfig, RunConfig
 from fedlora.errors import DataError, ModelError, StrategyError
 from fedlora.simulations.plan import Plan, make_plan
 from fedlora.simulations.simulate import Watch, run
@@ -114,6 +114,18 @@ def test_memory_grows_with_what_it_is_made_of(make: Callable[..., RunConfig]) ->
     assert make_plan(make("fedavg", **{"adapter.r": 8})).memory.adapter > small.adapter
     plain = make_plan(make("fedavg", **{"train.optimizer": "sgd"})).memory
     assert plain.adapter == small.adapter // 2  # values and gradients, without AdamW's two moments
+
+
+@pytest.mark.parametrize(("length", "more"), [(16, 3.0), (4000, 1.0)])
+def test_memory_counts_the_clients_that_may_go_together(
+    make: Callable[..., RunConfig], length: int, more: float
+) -> None:
+    """Of short texts all three of the cohort; texts of 16,000 tokens a step go alone."""
+    updates = {"federation.cohort": 3, "task.max_length": length, "train.batch": 4}
+    alone = make_plan(make("fedavg", engine=EngineConfig(name="sequential", group=1), **updates)).memory
+    left_open = make_plan(make("fedavg", engine=EngineConfig(name="sequential", group=None), **updates)).memory
+    assert left_open.activations == more * alone.activations
+    assert left_open.adapter > alone.adapter
 
 
 def test_memory_counts_the_copies_that_are_laid_out_for_the_processor(make: Callable[..., RunConfig]) -> None:
