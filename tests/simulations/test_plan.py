@@ -116,12 +116,12 @@ def test_memory_grows_with_what_it_is_made_of(make: Callable[..., RunConfig]) ->
     assert plain.adapter == small.adapter // 2  # values and gradients, without AdamW's two moments
 
 
-@pytest.mark.parametrize(("length", "more"), [(16, 3.0), (4000, 1.0)])
+@pytest.mark.parametrize(("batch", "more"), [(4, 3.0), (100, 1.0)])
 def test_memory_counts_the_clients_that_may_go_together(
-    make: Callable[..., RunConfig], length: int, more: float
+    make: Callable[..., RunConfig], batch: int, more: float
 ) -> None:
-    """Of short texts all three of the cohort; texts of 16,000 tokens a step go alone."""
-    updates = {"federation.cohort": 3, "task.max_length": length, "train.batch": 4}
+    """All three of the cohort; but clients with 6,400 tokens a step go alone."""
+    updates = {"federation.cohort": 3, "task.max_length": 64, "train.batch": batch}
     alone = make_plan(make("fedavg", engine=EngineConfig(name="sequential", group=1), **updates)).memory
     left_open = make_plan(make("fedavg", engine=EngineConfig(name="sequential", group=None), **updates)).memory
     assert left_open.activations == more * alone.activations
