@@ -47,9 +47,7 @@ class AdaptedModel:
         self._sources: dict[str, tuple[bytes, torch.Tensor]] = {}
         self._layouts: dict[tuple[str, ...], Layout] = {}
         self._last: Flat | None = None
-        self._all = list(
-            model.parameters()
-        )  # asked once: looking for them takes longer than all that is done with them
+        self._all = list(model.parameters())  # looking for them takes longer than what is done with them
         self._dropouts = [layer.lora_dropout for layer in layers.values()]
         self._gathered = Gathered({name: parameters[name] for name in gathered_names(manifest)})
 
