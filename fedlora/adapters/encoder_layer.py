@@ -6,7 +6,8 @@ inside are called as ever, whatever they compute. Outputs and gradients have the
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,51 +22,76 @@ KINDS = (BertLayer, RobertaLayer, XLMRobertaLayer, ElectraLayer)
 """The layers that are built alike and were compared."""
 
 
-Kind = tuple[int, float]
-"""Of attention: how many heads, and by what scores are multiplied."""
+class Heads(Protocol):
+    """How attention's inputs are laid out."""
+
+    @property
+    def scaling(self) -> float:
+        """By what scores are multiplied."""
+        ...
+
+    def apart(self, x: Tensor) -> Tensor:
+        """The heads' parts of queries, keys, values, or of the result's gradient: [rows and heads, W, size]."""
+        ...
+
+    def together(self, x: Tensor) -> Tensor:
+        """The other way round."""
+        ...
+
+    def mask(self, scores: Tensor, mask: Tensor) -> None:
+        """Adds mask [m or 1, 1, W or 1, W] to scores [rows and heads, W, W], in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadsOfRows:
+    """Of hidden states [m, W, count · size]."""
+
+    count: int
+    scaling: float
+
+    def apart(self, x: Tensor) -> Tensor:
+        """See `Heads`."""
+        m, width, _ = x.shape
+        return x.view(m, width, self.count, -1).transpose(1, 2).reshape(m * self.count, width, -1)
+
+    def together(self, x: Tensor) -> Tensor:
+        """See `Heads`."""
+        by_row = x.view(-1, self.count, *x.shape[1:])
+        return by_row.transpose(1, 2).reshape(len(by_row), x.shape[1], -1)
+
+    def mask(self, scores: Tensor, mask: Tensor) -> None:
+        """See `Heads`."""
+        scores.view(-1, self.count, *scores.shape[1:]).add_(mask)
 
 
 class Attention(torch.autograd.Function):
     """softmax(s·q·kᵀ + mask)·v of each head, heads side by side."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kind: Kind) -> Tensor:
-        """query, key, value [m, T, heads · size], mask [m or 1, 1, T or 1, T], additive → [m, T, heads · size]."""
-        heads, scaling = kind
-        q, k, v = (_by_head(each, heads) for each in (query, key, value))
-        scores = torch.bmm(q, k.mT).mul_(scaling)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, heads: Heads) -> Tensor:
+        """query, key, value: hidden states as `heads` has them, and so is the result; mask additive."""
+        q, k, v = (heads.apart(each) for each in (query, key, value))
+        scores = torch.bmm(q, k.mT).mul_(heads.scaling)
         if mask is not None:
-            scores.view(len(query), heads, *scores.shape[1:]).add_(mask)
+            heads.mask(scores, mask)
         weights = torch.softmax(scores, -1)
         ctx.save_for_backward(q, k, v, weights)
-        ctx.kind = kind
-        return _side_by_side(torch.bmm(weights, v), heads)
+        ctx.heads = heads
+        return heads.together(torch.bmm(weights, v))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, weights = ctx.saved_tensors
         of_query, of_key, of_value, *_ = ctx.needs_input_grad
-        heads, scaling = ctx.kind
-        g = _by_head(grads[0], heads)
+        g = ctx.heads.apart(grads[0])
         found: list[Tensor | None] = [None, None, torch.bmm(weights.mT, g) if of_value else None]
         if of_query or of_key:
             of_scores = torch._softmax_backward_data(torch.bmm(g, v.mT), weights, -1, weights.dtype)
-            of_scores.mul_(scaling)
+            of_scores.mul_(ctx.heads.scaling)
             found[0] = torch.bmm(of_scores, k) if of_query else None
             found[1] = torch.bmm(of_scores.mT, q) if of_key else None
-        return *(None if each is None else _side_by_side(each, heads) for each in found), None, None
-
-
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """[m, T, heads · size] → [m · heads, T, size]."""
-    m, tokens, width = x.shape
-    return x.view(m, tokens, heads, -1).transpose(1, 2).reshape(m * heads, tokens, width // heads)
-
-
-def _side_by_side(x: Tensor, heads: int) -> Tensor:
-    """The other way round."""
-    rows, tokens, size = x.shape
-    return x.view(rows // heads, heads, tokens, size).transpose(1, 2).reshape(rows // heads, tokens, heads * size)
+        return *(None if each is None else ctx.heads.together(each) for each in found), None, None
 
 
 class _Dense:
@@ -140,29 +166,40 @@ class FeedForward(torch.autograd.Function):
         return ctx.wide.backward(of_entering).add_(of_total), None, None, None
 
 
-class _ShortLayer:
+class ShortLayer:
     """The layer's forward pass, in few operations; its own where it would do anything else."""
 
     def __init__(self, layer: Any) -> None:
-        self._layer = layer
+        self.layer = layer
 
     def __call__(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        layer = self._layer
-        more = [*args, *(value for name, value in kwargs.items() if name != "position_ids")]
-        if any(each is not None and each is not False for each in more) or drops(layer):
+        layer = self.layer
+        if asks_more(*args, **kwargs) or drops(layer):
             own: Tensor = type(layer).forward(layer, hidden_states, attention_mask, *args, **kwargs)
             return own
         attended = attend(layer.attention.self, hidden_states, attention_mask, kwargs.get("position_ids"))
         return feed_forward(layer, add_norm(layer.attention.output, attended, hidden_states))
 
 
+def shortened(model: nn.Module) -> bool:
+    """Whether a model has layers of that kind, with attention as `Attention` computes it."""
+    config: Any = model.config
+    return any(type(layer) in KINDS for layer in model.modules()) and config._attn_implementation == "eager"
+
+
+def asks_more(*args: Any, **kwargs: Any) -> bool:
+    """Whether what a layer is given beside hidden states and mask asks for anything; positions are for fused kinds."""
+    more = [*args, *(value for name, value in kwargs.items() if name != "position_ids")]
+    return any(each is not None and each is not False for each in more)
+
+
 def shorten_layers(model: nn.Module) -> None:
     """Gives the layers of KINDS in a model on the CPU that forward pass."""
     for layer in model.modules():
         if type(layer) in KINDS and not (layer.is_decoder or layer.chunk_size_feed_forward):
-            layer.forward = _ShortLayer(layer)
+            layer.forward = ShortLayer(layer)
 
 
 def drops(layer: Any) -> bool:
@@ -173,12 +210,22 @@ def drops(layer: Any) -> bool:
 
 def attend(own: Any, hidden: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
     """Self-attention without dropout, before its output layer: [m, T, d]. positions: for fused kinds that read them."""
-    odd = mask is not None and mask.dtype != hidden.dtype
-    if own.config._attn_implementation != "eager" or odd or hooked(own):
+    if not eager(own, hidden, mask):
         fused: Tensor = own(hidden, mask, position_ids=positions)[0]
         return fused
+    return attend_with(own, hidden, mask, HeadsOfRows(own.num_attention_heads, own.scaling))
+
+
+def eager(own: Any, hidden: Tensor, mask: Tensor | None) -> bool:
+    """Whether `Attention` is what that self-attention computes."""
+    odd = mask is not None and mask.dtype != hidden.dtype
+    return own.config._attn_implementation == "eager" and not (odd or hooked(own))
+
+
+def attend_with(own: Any, hidden: Tensor, mask: Tensor | None, heads: Heads) -> Tensor:
+    """The same, where `eager`, of hidden states as `heads` has them."""
     parts = (own.query(hidden), own.key(hidden), own.value(hidden))
-    found: Tensor = Attention.apply(*parts, mask, (own.num_attention_heads, own.scaling))  # type: ignore[no-untyped-call]
+    found: Tensor = Attention.apply(*parts, mask, heads)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -26,11 +26,12 @@ from fedlora.errors import RunError
 from fedlora.seeding import stream
 from fedlora.strategies.base import Setup, Strategy
 from fedlora.tasks.base import Encoded, Task
+from fedlora.tasks.packing import PackedTokenRows
 from fedlora.tasks.registry import make_task
 from fedlora.training.cohort.train import Member, train_group
 from fedlora.training.evaluate import WHOLE, Shard, means, record_values
 from fedlora.training.local import LocalResult, train_client
-from fedlora.training.prepacking import prepack_frozen
+from fedlora.training.prepacking import leaves_gaps, prepack_frozen
 from fedlora.training.settings import resolve_device, torch_settings
 
 GRADIENT_ROWS = 64
@@ -78,6 +79,14 @@ class Worker:
         return self.task.load_skeleton()
 
     @cached_property
+    def leaves_gaps(self) -> bool:
+        """Whether the model computes the tokens of packed rows alone."""
+        if self.device.type == "cuda" or self.config.model.dropout:
+            return False
+        head = map(self.skeleton.get_parameter, self.task.head_parameters(self.skeleton))
+        return leaves_gaps(self.config.train, self.skeleton, head)
+
+    @cached_property
     def base_digest(self) -> str:
         """SHA-256 of the base model's weights, without head and adapter: the same whether one is attached or not."""
         head = set(self.task.head_parameters(self.skeleton))
@@ -108,6 +117,8 @@ class Worker:
         """The rows of `split` ("train", "validation" or "test"), made ready once."""
         if split not in self._encoded:
             rows = self.task.encode(getattr(self.splits, split))
+            if self.leaves_gaps and isinstance(rows, PackedTokenRows):
+                rows = rows.with_free_gaps()
             keeps = self.config.train.keep_prefix
             self._encoded[split] = (
                 kept_prefix(self.config, self.task, self.base, self.skeleton, rows) if keeps else rows

@@ -14,6 +14,8 @@ import torch
 from fedlora.client.worker import Worker
 from fedlora.config.schema import RunConfig
 from fedlora.simulations.activations import bytes_of_a_token, full_length
+from fedlora.tasks.base import Batch, Encoded
+from fedlora.tasks.packing import LENGTHS
 
 OF_A_PASS = {"float32": 40, "bfloat16": 100}
 """How many tokens' time a pass on the CPU takes beside that of its tokens, by precision of the base: measured
@@ -101,5 +103,14 @@ def tokens_of_a_pass(config: RunConfig, worker: Worker, clients: int) -> float:
     parts = [range(start, start + size) for start in starts]
     if "input_ids" not in encoded.compact(list(parts[0])):
         return float(clients * size * full_length(config, worker.skeleton.config))
-    dealt = [encoded.dealt([list(part) for part in parts[first::passes]]) for first in range(passes)]
-    return float(np.mean([batch["input_ids"].numel() for batch, _ in dealt]))
+    made = [_pass(config, encoded, [list(part) for part in parts[first::passes]]) for first in range(passes)]
+    if worker.leaves_gaps and LENGTHS in made[0]:
+        return float(np.mean([int(batch[LENGTHS].sum()) for batch in made]))
+    return float(np.mean([batch["input_ids"].numel() for batch in made]))
+
+
+def _pass(config: RunConfig, encoded: Encoded, parts: Sequence[list[int]]) -> Batch:
+    """The clients' batches in one; with a privacy unit, rows are padded (docs/decisions/0010-packed-batches.md)."""
+    if config.privacy.local:
+        return encoded.batch([row for part in parts for row in part])
+    return encoded.dealt(parts)[0]

@@ -11,7 +11,7 @@ checked. A record is no longer a row of the batch, so per-record gradients (DP-S
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,22 @@ _TRIED = (1.0, 1.5, 2.0, 3.0)
 _ATTENTION = 512
 """Tokens of a row whose attention costs as much as all else."""
 
+_COPIED = 0.05
+"""Of a token's cost, that of a gap which is copied for attention and else not computed."""
+
 OWNERS, LENGTHS = "owners", "lengths"
 """A packed batch's keys: whose each token is, [m, W] (n for padding), and each record's number of tokens, [n]."""
 
 
 @dataclass(frozen=True)
 class PackedTokenRows(TokenRows):
-    """Tokenised rows whose training batches are packed."""
+    """Tokenised rows whose training batches are packed. gap: what a gap costs beside attention, of a token's cost."""
+
+    gap: float = 1.0
+
+    def with_free_gaps(self) -> "PackedTokenRows":
+        """The same, for a model whose layers leave gaps out: rows are as attention alone likes them best."""
+        return replace(self, gap=_COPIED)
 
     def compact(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The rows packed into m rows of W tokens: ids, positions, owners [m, W], lengths [n]; see `model_inputs`."""
@@ -47,8 +56,8 @@ class PackedTokenRows(TokenRows):
     def dealt(self, parts: Sequence[Sequence[int]], *, level: bool = False) -> tuple[dict[str, Tensor], Sequence[int]]:
         """See `fedlora.tasks.base.Encoded`: each part is packed into rows of its own, all of the same width."""
         lengths = [self.lengths[np.asarray(part, np.int64)].tolist() for part in parts]
-        capacity = max(ROW_TOKENS, *map(max, lengths))
-        arranged, width = arrange(lengths, capacity)
+        least = ROW_TOKENS if self.gap == 1 else 0
+        arranged, width = arrange(lengths, max(least, *map(max, lengths)), self.gap)
         counts = [rows_of(places) for places in arranged]
         counts = [max(counts)] * len(counts) if level else counts  # what is missing are rows of padding
         firsts = [sum(counts[:part]) for part in range(len(counts))]
@@ -106,16 +115,16 @@ Places = list[tuple[int, int]]
 """Where each text is: (row, first token)."""
 
 
-def arrange(parts: Sequence[Sequence[int]], capacity: int) -> tuple[list[Places], int]:
+def arrange(parts: Sequence[Sequence[int]], capacity: int, gap: float = 1.0) -> tuple[list[Places], int]:
     """What costs least of all parts' texts in rows of their own: each part's places, and the width of all rows.
 
     parts: the lengths of each part's texts. Tried are few rows for a part, which hold its tokens at about `capacity`
-    each, up to one row for each text; and of their widths, each as that of all.
+    each, up to one row for each text; and of their widths, each as that of all. gap: see `row_cost`.
     """
     ways = [[_filled(lengths, count) for count in _counts(lengths, capacity)] for lengths in parts]
     widths = sorted({width for mine in ways for _, width in mine})
     found = [(places, width) for width in widths if (places := _fitting(ways, width)) is not None]
-    return min(found, key=lambda one: sum(map(rows_of, one[0])) * row_cost(one[1]))
+    return min(found, key=lambda one: sum(map(rows_of, one[0])) * row_cost(one[1], gap))
 
 
 def _counts(lengths: Sequence[int], capacity: int) -> list[int]:
@@ -134,9 +143,12 @@ def rows_of(places: Places) -> int:
     return 1 + max(row for row, _ in places)
 
 
-def row_cost(width: float) -> float:
-    """Of a row of `width` tokens: of linear layers by tokens, and of attention by tokens that each of them sees."""
-    return width * (1 + width / _ATTENTION)
+def row_cost(width: float, gap: float = 1.0) -> float:
+    """Of a row of `width` tokens: of linear layers by tokens, and of attention by tokens that each of them sees.
+
+    gap: what a place costs that has no token, without attention; what tokens cost is then the same however they lie.
+    """
+    return width * (gap + width / _ATTENTION)
 
 
 def _filled(lengths: Sequence[int], rows: int) -> tuple[Places, int]:

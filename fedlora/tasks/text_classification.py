@@ -20,6 +20,7 @@ from fedlora.errors import DataError, ModelError
 from fedlora.tasks.base import Batch
 from fedlora.tasks.cards import TEXT_INPUTS, Recipe, card
 from fedlora.tasks.classification import record_losses, record_metrics
+from fedlora.tasks.gaps import without_gaps
 from fedlora.tasks.heads import head_parameters
 from fedlora.tasks.last_layer import last_layer
 from fedlora.tasks.loading import ModelLoader, make_loader, require_labels
@@ -128,7 +129,7 @@ class TextClassification:
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = model_inputs(model, batch, MODEL_INPUTS)
-        with entering(model, batch):
+        with entering(model, batch), without_gaps(model, batch):
             return (self._of_one_token if self.head.one_token else self._of_all_tokens)(model, batch, inputs)
 
     def _of_all_tokens(self, model: nn.Module, batch: Batch, inputs: Mapping[str, Tensor]) -> Tensor:

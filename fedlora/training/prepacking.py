@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from fedlora.adapters.encoder_layer import shorten_layers
+from fedlora.adapters.encoder_layer import shorten_layers, shortened
 from fedlora.adapters.prepacked import possible, prepack, prepacked_bytes
 from fedlora.config.schema import TrainConfig
 from fedlora.errors import RunError
@@ -48,6 +48,11 @@ def prepacks(config: TrainConfig, model: nn.Module, trained: Iterable[nn.Paramet
     if on_cuda or not possible() or prepacked_bytes(model, trained) > ROOM * psutil.virtual_memory().total:
         return False
     return _measured_once(verdicts(), config.precision) == "yes"
+
+
+def leaves_gaps(config: TrainConfig, skeleton: nn.Module, trained: Iterable[nn.Parameter]) -> bool:
+    """Whether layers of the model on the CPU will compute a packed batch's tokens alone; skeleton: without values."""
+    return shortened(skeleton) and prepacks(config, skeleton, trained)
 
 
 def verdict(plain: Speed, prepacked: Speed) -> str:

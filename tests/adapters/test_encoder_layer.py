@@ -257,4 +257,5 @@ def test_autograd_agrees_with_differences() -> None:
     torch.manual_seed(4)
     parts = [torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     mask = mask_of((2, 1, 3, 3)).double()
-    assert torch.autograd.gradcheck(lambda q, k, v: encoder_layer.Attention.apply(q, k, v, mask, (2, 0.5)), parts)
+    heads = encoder_layer.HeadsOfRows(2, 0.5)
+    assert torch.autograd.gradcheck(lambda q, k, v: encoder_layer.Attention.apply(q, k, v, mask, heads), parts)

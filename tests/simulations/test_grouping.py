@@ -79,6 +79,27 @@ def test_the_tokens_of_a_pass_are_those_that_are_computed(tiny_bert: Path, tiny_
     assert 3 * min(sizes) <= tokens_of_a_pass(config, worker, 3) <= 3 * max(sizes)
 
 
+def test_gaps_count_only_where_they_are_computed(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
+    def tokens(**settings: Any) -> float:
+        config = made(tiny_bert, tiny_text_csv, tmp_path, **settings)
+        return tokens_of_a_pass(config, Worker(config), 2)
+
+    free, computed = tokens(**{"train.prepack": True}), tokens(**{"train.prepack": False})
+    padded = tokens(privacy={"name": "dp", "noise_multiplier": 0.8, "rate": 0.3})
+    assert free < computed < padded
+
+
+def test_which_models_leave_gaps_out(tiny_bert: Path, tiny_llama: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
+    def leaves(folder: Path, **settings: Any) -> bool:
+        return Worker(made(folder, tiny_text_csv, tmp_path, **settings)).leaves_gaps
+
+    assert leaves(tiny_bert, train={"prepack": True})
+    assert leaves(tiny_bert, train={"prepack": True, "precision": "bfloat16"})
+    assert not leaves(tiny_bert, train={"prepack": False})
+    assert not leaves(tiny_bert, train={"prepack": True}, **{"model.dropout": True})
+    assert not leaves(tiny_llama, train={"prepack": True})
+
+
 def test_an_open_group_is_chosen_and_a_given_one_kept(tiny_bert: Path, tiny_text_csv: Path, tmp_path: Path) -> None:
     config = made(tiny_bert, tiny_text_csv, tmp_path)
     worker = Worker(config)

@@ -65,7 +65,14 @@ class Scene:
 
 
 def make_scene(
-    kind: str, folders: Mapping[str, Path], texts: Path, answers: Path, layers: Sequence[int] = (), **options: Any
+    kind: str,
+    folders: Mapping[str, Path],
+    texts: Path,
+    answers: Path,
+    layers: Sequence[int] = (),
+    *,
+    head: str = "stock",
+    **options: Any,
 ) -> Scene:
     """One of KINDS. folders: of bert, llama and gpt2, which is written.
 
@@ -78,8 +85,7 @@ def make_scene(
     stack = {"bert": "encoder.layer", "gpt2": "transformer.h", "llama": "model.layers"}[family]
     targets = [f"{stack}.{layer}.{name}" for layer in layers for name in FIRST[family]] or TARGETS[family]
     data = ragged(answers, folders["gpt2"]) if writes else texts
-    head = "mean" if writes else "stock"
-    updates = {"model.head": head, "task.max_length": 40, "adapter.targets": targets}
+    updates = {"model.head": "mean" if writes else head, "task.max_length": 40, "adapter.targets": targets}
     config = tiny_config(folder, data, **updates)
     task, adapted = adapted_task(config, **options)
     adapted.load(random_tensors(adapted.manifest, size=0.2))

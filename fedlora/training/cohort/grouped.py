@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -18,36 +19,38 @@ Parts = tuple[int, ...]
 class Deal:
     """Which rows of the batch that is under way are whose: client k's are `rows[k]` consecutive ones, client by client.
 
-    records: the same of a module that is given one row for each record, where a row of the batch holds several.
-    One object for a model: its layers read what was written for the batch.
+    others: the same of modules that are given something else in place of rows: one for each record, where a row of the
+    batch holds several, or one for each token. One object for a model: its layers read what was written for the batch.
     """
 
     rows: Parts = ()
-    records: Parts = ()
+    others: Sequence[Parts] = ()
 
-    def begin(self, rows: Sequence[int], records: Sequence[int] | None = None) -> None:
-        """A batch of sum(rows) rows comes, with so many records of each client; None: a row is a record.
+    def begin(self, rows: Sequence[int], *others: Sequence[int]) -> None:
+        """A batch of sum(rows) rows comes, and of so many of anything else.
 
-        Raises RunError if the sums are equal and the parts are not: then a module's rows could be either's.
+        Raises RunError if two sums are equal and the parts are not: then a module's rows could be either's.
         """
-        self.rows, self.records = tuple(rows), tuple(rows if records is None else records)
-        if sum(self.rows) == sum(self.records) and self.rows != self.records:
-            raise RunError(
-                f"a batch has {sum(self.rows)} rows, {self.rows} of the clients, and as many records, but"
-                f" {self.records} of the clients, so whose a row is cannot be told; set train.packing=false"
-            )
+        self.rows, self.others = tuple(rows), [tuple(parts) for parts in others]
+        for one, other in combinations((self.rows, *self.others), 2):
+            if sum(one) == sum(other) and one != other:
+                raise RunError(
+                    f"a batch has {sum(one)} rows, {one} of the clients, and as many records or tokens, but {other} of"
+                    " the clients, so whose a row is cannot be told; set train.packing=false"
+                )
 
     def parts(self, found: int, module: str) -> Parts:
         """How many each client has of the `found` rows that a module was given.
 
-        Raises RunError unless these are all rows, or all records, of the batch, and no others.
+        Raises RunError unless these are all rows, all records, or all tokens, of the batch, and no others.
         """
-        for parts in (self.rows, self.records):
+        for parts in (self.rows, *self.others):
             if found == sum(parts):
                 return parts
         raise RunError(
-            f"module {module!r} was given {found} rows for a batch of {sum(self.rows)} rows with {sum(self.records)}"
-            " records: this model regroups its rows, so whose they are cannot be told; train the clients one at a time"
+            f"module {module!r} was given {found} rows for a batch of {sum(self.rows)} rows with"
+            f" {' or '.join(str(sum(parts)) for parts in self.others) or 'no other number of'} records or tokens: this"
+            " model regroups its rows, so whose they are cannot be told; train the clients one at a time"
             " (engine.group=1), or leave that module out of adapter.targets"
         )
 

@@ -15,7 +15,8 @@ from fedlora.adapters.adapted import AdaptedModel
 from fedlora.adapters.manifest import Tensors
 from fedlora.config.schema import TrainConfig
 from fedlora.errors import RunError
-from fedlora.tasks.base import Encoded, Task, move
+from fedlora.tasks.base import Batch, Encoded, Task, move
+from fedlora.tasks.packing import LENGTHS
 from fedlora.training.cohort.stack import Stack
 from fedlora.training.local import LocalResult, LocalRound, batches, diverged, trained_names
 from fedlora.training.optim import learning_rate, make_optimizer
@@ -98,9 +99,16 @@ def group_losses(stack: Stack, task: Task, encoded: Encoded, parts: Sequence[lis
     """Each client's losses, one a record, of its part of one batch."""
     batch, rows = encoded.dealt(parts, level=stack.adapted.device.type == "cuda")
     sizes = [len(part) for part in parts]
-    stack.deal.begin(rows, sizes)
+    stack.deal.begin(rows, sizes, *_tokens(batch, sizes))
     losses = task.losses(stack.adapted.model, move(batch, stack.adapted.device))
     return torch.split(losses, sizes)
+
+
+def _tokens(batch: Batch, sizes: Sequence[int]) -> list[list[int]]:
+    """How many tokens each client has in a packed batch, for layers that compute tokens alone."""
+    if LENGTHS not in batch:
+        return []
+    return [[int(mine.sum()) for mine in torch.split(batch[LENGTHS], list(sizes))]]
 
 
 def clip_each(parameters: Sequence[Tensor], bound: float) -> None:
