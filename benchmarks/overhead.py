@@ -4,8 +4,10 @@
     python -m benchmarks overhead --cohort 20 --only fedlora --json
 
 fedlora runs whole, as `fedlora simulate` does: messages, admission gate, fold, checkpoints, database and events; only
-its worker's `train` returns at once. No round but the last is measured (eval.every). Peers run in environments of
-their own, made at the first call; BlazeFL is made for Python 3.14, and is left out where it cannot be installed.
+its worker's `train` returns at once, having added a little to each tensor, as all peers' clients do: that alone takes
+some hundredths of a millisecond, so there is a row without it. No round but the last is measured (eval.every). Peers
+run in environments of their own, made at the first call; BlazeFL is made for Python 3.14, and is left out where it
+cannot be installed.
 Figures are of the median round, without the first ones; processor time is that of all processes together.
 """
 
@@ -39,16 +41,24 @@ GENERIC = (
 
 @dataclass(frozen=True)
 class Side:
-    """module: what is run. peer: its environment, "" is this one. arguments: before the settings."""
+    """module: what is run. peer: its environment, "" is this one. arguments: before the settings. adds: see
+    `Settings`."""
 
     name: str
     module: str
     peer: str = ""
     arguments: Sequence[str] = ()
+    adds: bool = True
 
 
 SIDES = (
     Side("fedlora, sequential", "benchmarks.overhead_fedlora", arguments=("engine=sequential",)),
+    Side(
+        "fedlora, sequential, nothing added",
+        "benchmarks.overhead_fedlora",
+        arguments=("engine=sequential",),
+        adds=False,
+    ),
     Side("fedlora, processes", "benchmarks.overhead_fedlora", arguments=("engine=processes",)),
     Side("Flower (Ray)", "benchmarks.peers.idle_flower", "flower"),
     Side("pfl", "benchmarks.peers.idle_pfl", "pfl"),
@@ -86,7 +96,8 @@ def rounds_of(side: Side, settings: Settings, workload: Workload) -> Rounds:
     if python is None:
         return []
     given = [*side.arguments, str(workload.folder)] if not side.peer else []
-    command = [str(python), "-m", side.module, *given, json.dumps(asdict(settings))]
+    told = json.dumps(asdict(replace(settings, adds=side.adds)))
+    command = [str(python), "-m", side.module, *given, told]
     done = subprocess.run(command, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:

@@ -13,8 +13,8 @@ from benchmarks.peers.workload import Workload
 from benchmarks.simulation import overrides_of
 
 
-def make_idle(worker: Any) -> None:
-    """Replaces the training of this process's worker, and of those that are forked from it."""
+def make_idle(worker: Any, *, adds: bool) -> None:
+    """Replaces the training of this process's worker, and of those that are forked from it. adds: see `Settings`."""
     import torch
 
     from fedlora.training.local import LocalResult, trained_names
@@ -22,8 +22,9 @@ def make_idle(worker: Any) -> None:
     def train(adapted: Any, client: int, round_number: int) -> LocalResult:
         del round_number
         names = trained_names(adapted.manifest)
-        with torch.no_grad():
-            torch._foreach_add_(adapted.parameters(names), STEP)
+        if adds:
+            with torch.no_grad():
+                torch._foreach_add_(adapted.parameters(names), STEP)
         samples = len(worker.rows(client).train)
         tensors = adapted.read(names)
         return LocalResult(
@@ -54,7 +55,7 @@ def main() -> None:
         overrides = overrides_of(Workload.read(folder), settings.rounds + WARM + 1, Path(store))
         workers = [f"engine.workers={settings.workers}"] if override == "engine=processes" else []
         config = resolve(compose([*overrides, override, "engine.group=1", "eval.every=100000", *workers]))
-        make_idle(worker_for(config))
+        make_idle(worker_for(config), adds=settings.adds)
         run(config, Watch(listeners=(listen,)))
     watch.tell()
 

@@ -4,19 +4,23 @@ Everything else in fedlora imports `flwr.app`, `flwr.serverapp` and `flwr.client
 inner modules between releases: `tests/test_flower_internals.py` fails when one of these has moved or changed.
 """
 
+import itertools
+import time
 import uuid
 from collections.abc import Mapping, MutableMapping
 from typing import Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "NUMPY",
     "Run",
+    "addressed",
     "arrays_behind",
     "arrays_in",
+    "contents",
     "empty_run",
     "encoded",
     "filled",
@@ -64,13 +68,19 @@ def arrays_in(arrays: Mapping[str, Array]) -> ArrayRecord:
     return record
 
 
-R = TypeVar("R", ConfigRecord, RecordDict)
+R = TypeVar("R", ConfigRecord, MetricRecord, RecordDict)
 
 
 def filled(record: R, values: Mapping[str, Any]) -> R:
     """`record` with `values` set, whose kinds we know to be right: it would look at each in several ways."""
     record.__dict__["_data"].update(values)
     return record
+
+
+def contents(record: ConfigRecord | MetricRecord | RecordDict) -> Mapping[str, Any]:
+    """What `record` holds, to look at: each look at the record itself goes through several calls."""
+    found: Mapping[str, Any] = record.__dict__["_data"]
+    return found
 
 
 def record_over(arrays: MutableMapping[str, Array]) -> ArrayRecord:
@@ -85,8 +95,23 @@ def arrays_behind(record: ArrayRecord) -> object:
     return record.__dict__["_data"]
 
 
+def addressed(pattern: Message, node: int, content: RecordDict) -> Message:
+    """A message as `pattern`, which the server has made, to another node: as if it were made now.
+
+    What is the same for all clients of a round is not looked at again for each.
+    """
+    metadata = object.__new__(type(pattern.metadata))
+    metadata.__dict__.update(pattern.metadata.__dict__, _dst_node_id=node, _created_at=time.time())
+    message = object.__new__(Message)
+    message.__dict__.update(pattern.__dict__, _metadata=metadata, _content=content)
+    return message
+
+
+_PROCESS, _NUMBERS = uuid.uuid4().hex, itertools.count()
+
+
 def stamp(message: Message) -> str:
     """Gives `message` the id that Flower's link would give it on sending, and returns it."""
-    message_id = uuid.uuid4().hex
+    message_id = f"{_PROCESS}-{next(_NUMBERS):x}"
     message.metadata.__dict__["_message_id"] = message_id
     return message_id

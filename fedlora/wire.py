@@ -25,7 +25,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedlora.adapters.manifest import Manifest, Tensors
-from fedlora.flower_internals import filled
+from fedlora.flower_internals import contents, filled
 from fedlora.link import limits
 from fedlora.wire_known import known_tensors
 from fedlora.wire_tensors import FRAME_BYTES, WireError, payload_bytes, predicted_bytes, read_tensors, to_record
@@ -173,7 +173,7 @@ def _task_facts(content: RecordDict) -> dict[str, Any]:
 
 def write_answer(answer: Answer) -> RecordDict:
     """The content of an answer's message."""
-    metrics = MetricRecord({SAMPLES: answer.samples, **answer.metrics})
+    metrics = _metric_record({SAMPLES: answer.samples, **answer.metrics})
     identity = filled(ConfigRecord(), {"run": answer.run, "round": answer.round, "client": answer.client})
     if answer.withheld:
         identity[WITHHELD] = True
@@ -182,6 +182,12 @@ def write_answer(answer: Answer) -> RecordDict:
         identity["ledger-length"] = answer.head.length
         identity["ledger-digest"] = answer.head.digest
     return filled(RecordDict(), {"arrays": to_record(answer.tensors), "metrics": metrics, "answer": identity})
+
+
+def _metric_record(values: dict[str, float]) -> MetricRecord:
+    """As Flower makes it, which looks at each value in several ways. Raises TypeError for what is no number."""
+    usual = all(type(value) is float or type(value) is int for value in values.values())
+    return filled(MetricRecord(), values) if usual else MetricRecord(values)  # type: ignore[arg-type]
 
 
 def write_declined(reason: str) -> RecordDict:
@@ -209,7 +215,7 @@ def read_answer(content: RecordDict, manifest: Manifest) -> Answer:
     identity = find_record(content, "answer", ConfigRecord)
     if identity is None:
         raise WireError("the answer does not say which run, round and client it belongs to")
-    metrics = dict(measured.items())
+    metrics = dict(contents(measured))
     samples = metrics.pop(SAMPLES, None)
     if not isinstance(samples, int):
         raise WireError(f"{SAMPLES!r} is {samples!r}, not a whole number")
@@ -230,7 +236,7 @@ def _measured(metrics: Mapping[str, object]) -> dict[str, float]:
     if len(metrics) > limits.METRICS:
         raise WireError(f"{len(metrics)} metrics came; at most {limits.METRICS} are read")
     for name in metrics:
-        if limits.shown(name, limits.NAME) != name:
+        if len(name) > limits.NAME or not name.isprintable():
             raise WireError(f"the metric {name[:60]!r} has a name that is too long, or cannot be printed")
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 

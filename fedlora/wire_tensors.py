@@ -112,15 +112,23 @@ def payload_bytes(record: ArrayRecord, names: Iterable[str]) -> int:
     flat = flat_in(record)
     if flat is not None:
         sizes = _sizes(flat.layout, flat.vector.dtype)
-        return sum(sizes[name] for name in names if name in sizes)
+        return sizes.all if names is flat else sum(sizes.each[name] for name in names if name in sizes.each)
     arrays = dict(record.items())
     return sum(len(arrays[name].data) for name in names if name in arrays)
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """The serialised bytes of each tensor, and of all."""
+
+    each: Mapping[str, int]
+    all: int
+
+
 @lru_cache(maxsize=64)
-def _sizes(layout: Layout, dtype: np.dtype[Any]) -> Mapping[str, int]:
-    """The serialised bytes of each tensor."""
-    return {name: len(_header(dtype, shape)) + math.prod(shape) * dtype.itemsize for name, shape in layout.shapes}
+def _sizes(layout: Layout, dtype: np.dtype[Any]) -> _Sizes:
+    each = {name: len(_header(dtype, shape)) + math.prod(shape) * dtype.itemsize for name, shape in layout.shapes}
+    return _Sizes(each, sum(each.values()))
 
 
 def predicted_bytes(specs: Iterable[TensorSpec]) -> int:
@@ -136,12 +144,26 @@ def read_tensors(record: ArrayRecord, specs: Mapping[str, TensorSpec]) -> Tensor
     Raises WireError for a missing or unexpected name, a wrong shape or dtype, or more bytes than the shape needs.
     """
     flat = flat_in(record)
-    if flat is not None and _is_of(flat, specs):
+    if flat is not None and _is_known(flat, specs):
         return flat
     if record.keys() != specs.keys():
         raise _other_names(set(record), set(specs))
     arrays = dict(record.items())
     return {name: _decode(name, arrays[name], spec) for name, spec in specs.items()}
+
+
+_fitting: dict[str, tuple[Layout, np.dtype[Any], Mapping[str, TensorSpec]]] = {}
+
+
+def _is_known(flat: Flat, specs: Mapping[str, TensorSpec]) -> bool:
+    """As `_is_of`; the same `specs`, which nobody changes, are not compared again for each of a round's updates."""
+    last = _fitting.get("last")
+    if last and last[0] is flat.layout and last[1] is flat.vector.dtype and last[2] is specs:
+        return True
+    fits = _is_of(flat, specs)
+    if fits:
+        _fitting["last"] = (flat.layout, flat.vector.dtype, specs)
+    return fits
 
 
 def _is_of(flat: Flat, specs: Mapping[str, TensorSpec]) -> bool:

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedlora.adapters.manifest import Manifest
 from fedlora.config.schema import RunConfig
 from fedlora.config.track import TrackConfig
-from fedlora.flower_internals import filled
+from fedlora.flower_internals import contents, filled
 from fedlora.wire_tensors import WireError
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
@@ -103,15 +103,16 @@ def record_of(content: RecordDict, name: str) -> ConfigRecord:
 
 def find_record(content: RecordDict, name: str, kind: type[R]) -> R | None:
     """The record `name` of that kind; None if there is none. (Flower's own views copy all records for one look.)"""
-    found = content.get(name)
+    found = contents(content).get(name)
     return found if isinstance(found, kind) else None
 
 
-def read_facts(record: ConfigRecord) -> dict[str, Any]:
+def read_facts(facts: ConfigRecord) -> dict[str, Any]:
     """The fields of `Work`, by name.
 
     Raises WireError if one is missing or cannot be read.
     """
+    record = contents(facts)
     try:
         deadline = float(str(record["deadline"]))
         return {
@@ -132,6 +133,7 @@ def read_facts(record: ConfigRecord) -> dict[str, Any]:
         raise WireError(f"the task's message cannot be read: {error}") from error
 
 
+@lru_cache(maxsize=4)  # they come with every task, too
 def _labels(text: str) -> tuple[str, ...] | None:
     found = json.loads(text)
     if found is None:

@@ -21,11 +21,15 @@ STEP = 1e-3
 
 @dataclass(frozen=True)
 class Settings:
-    """cohort: clients of a round, which are all that there are. rounds: that are timed, after `WARM` others."""
+    """cohort: clients of a round, which are all that there are. rounds: that are timed, after `WARM` others.
+
+    adds: whether fedlora's clients add `STEP` to what they got, as all peers' do, or send it back as it is.
+    """
 
     cohort: int
     rounds: int
     workers: int = 2
+    adds: bool = True
 
 
 WARM = 2

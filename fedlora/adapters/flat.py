@@ -112,9 +112,10 @@ def weighted_sum(sums: Tensors, tensors: Tensors, weight: float) -> Tensors:
     sums: {} for none so far. A tensor that it does not have begins there.
     """
     if isinstance(tensors, Flat) and (not sums or (isinstance(sums, Flat) and sums.layout is tensors.layout)):
-        total = np.multiply(tensors.vector, weight, dtype=np.float64)
+        total = tensors.vector.astype(np.float64)  # by itself: a product that converts goes through small buffers
+        total *= weight
         if isinstance(sums, Flat):
-            np.add(sums.vector, total, out=total)
+            total += sums.vector
         return Flat(tensors.layout, total)
     terms = {name: np.asarray(weight * np.asarray(array, dtype=np.float64)) for name, array in tensors.items()}
     for name, term in terms.items():

@@ -5,6 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedlora.adapters.adapted import AdaptedModel
 from fedlora.adapters.manifest import Delivery, Manifest, Tensors, tensors_digest
 from fedlora.client.worker import Worker
+from fedlora.flower_internals import contents
 from fedlora.wire import TrainTask, WireError, read_tensors, to_record
 from fedlora.wire_work import find_record
 
@@ -42,9 +43,10 @@ def common_state(state: RecordDict, known: dict[str, RecordDict]) -> RecordDict 
     if kept is None or FIXED not in state:
         return None
     first = known.setdefault(f"{kept['run']!r} {kept['digest']!r}", state)
-    if state[FIXED] is not first[FIXED]:
-        state[FIXED] = first[FIXED]
-    return first if set(state) == {FIXED, LOCAL, KEPT} and not state[LOCAL] and not first[LOCAL] else None
+    mine, theirs = contents(state), contents(first)
+    if mine[FIXED] is not theirs[FIXED]:
+        state[FIXED] = theirs[FIXED]
+    return first if mine.keys() == {FIXED, LOCAL, KEPT} and not mine[LOCAL] and not theirs[LOCAL] else None
 
 
 def belongs_to(state: RecordDict, run: str) -> bool:
@@ -87,7 +89,8 @@ def _kept(state: RecordDict, name: str, manifest: Manifest, delivery: Delivery) 
     record = find_record(state, name, ArrayRecord)
     if record is None:
         raise WireError(f"this client's state holds no {name!r} tensors: it was changed, or is of another version")
-    return read_tensors(record, {each: manifest.tensors[each] for each in manifest.names(delivery)})
+    names = manifest.names(delivery)
+    return read_tensors(record, {each: manifest.tensors[each] for each in names}) if names or len(record) else {}
 
 
 def keep_local(tensors: Tensors, manifest: Manifest, state: RecordDict) -> None:

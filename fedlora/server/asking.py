@@ -4,11 +4,12 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedlora.adapters.flat import flattened
 from fedlora.adapters.manifest import Manifest, Role, Tensors, tensors_digest
 from fedlora.config.schema import RunConfig
+from fedlora.flower_internals import SERVER_NODE_ID, addressed
 from fedlora.server.receipts import ReceiptBook
 from fedlora.strategies.base import State, Strategy
 from fedlora.wire import Common, TrainTask, payload_bytes, readdressed, task_content, to_record, write_task_facts
@@ -53,14 +54,15 @@ class Asking:
     def messages(self, server_round: int, asked: Mapping[int, int], state: State) -> list[Message]:
         """The tasks of a round that begins at `state`, for `asked`: node → client."""
         facts = self._facts(server_round, state.manifest)
+        pattern = Message(RecordDict(), SERVER_NODE_ID, MessageType.TRAIN, group_id=str(server_round))
         plans: dict[int, _Plan] = {}
-        return [self._message(facts, node, client, state, plans) for node, client in asked.items()]
+        return [addressed(pattern, node, self._content(facts, client, state, plans)) for node, client in asked.items()]
 
     def forget(self, clients: Collection[int]) -> None:
         """These did not answer as they should: they are sent again what others are sent once."""
         self._provisioned.difference_update(clients)
 
-    def _message(self, facts: ConfigRecord, node: int, client: int, state: State, plans: dict[int, _Plan]) -> Message:
+    def _content(self, facts: ConfigRecord, client: int, state: State, plans: dict[int, _Plan]) -> RecordDict:
         tensors = self._method.plan(state, client)
         if id(tensors) not in plans:  # a plan that is the same for everyone is serialised once
             plans[id(tensors)] = self._plan(tensors, state.manifest)
@@ -68,8 +70,7 @@ class Asking:
         self._provisioned.add(client)
         self.down[client] = plan.first if first else plan.again
         receipt = "" if self._book is None else self._book.newest(client)
-        content = task_content(readdressed(facts, client, receipt), plan.arrays, self._once if first else None)
-        return Message(content, node, MessageType.TRAIN, group_id=str(facts["round"]))
+        return task_content(readdressed(facts, client, receipt), plan.arrays, self._once if first else None)
 
     def _plan(self, tensors: Tensors, manifest: Manifest) -> _Plan:
         arrays = to_record(flattened(tensors))

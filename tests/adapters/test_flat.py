@@ -138,6 +138,21 @@ def parameters() -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.full((2, size), float(size))) for name, size in (("a", 1), ("b", 2), ("c", 3))}
 
 
+def test_what_fits_once_does_not_make_others_fit() -> None:
+    """An update like the one before is not compared anew; another one is, and so is the same for other specs."""
+    shapes = {"a": (2, 3), "b": (4,)}
+    wanted = specs(some(shapes, 0))
+    for seed in range(2):
+        record = to_record(flattened(some(shapes, seed)))
+        assert read_tensors(record, wanted) is flat_in(record)
+    with pytest.raises(ValueError, match="'a' is"):
+        read_tensors(to_record(flattened(some({"a": (3, 2), "b": (4,)}, 0))), wanted)
+    with pytest.raises(ValueError, match="float64"):
+        read_tensors(to_record(flattened(some(shapes, 0, "float64"))), wanted)
+    with pytest.raises(ValueError, match="'b' is"):
+        read_tensors(to_record(flattened(some(shapes, 0))), specs(some({"a": (2, 3), "b": (5,)}, 0)))
+
+
 def test_gathered_parameters_stay_what_they_are_and_share_a_piece() -> None:
     held = parameters()
     objects = list(held.values())
