@@ -18,7 +18,6 @@ __all__ = [
     "NUMPY",
     "Run",
     "addressed",
-    "arrays_behind",
     "arrays_in",
     "contents",
     "empty_run",
@@ -77,8 +76,11 @@ def filled(record: R, values: Mapping[str, Any]) -> R:
     return record
 
 
-def contents(record: ConfigRecord | MetricRecord | RecordDict) -> Mapping[str, Any]:
-    """What `record` holds, to look at: each look at the record itself goes through several calls."""
+def contents(record: ArrayRecord | ConfigRecord | MetricRecord | RecordDict) -> Mapping[str, Any]:
+    """What `record` holds, to look at: each look at the record itself goes through several calls.
+
+    A dictionary, or what `record_over` was given.
+    """
     found: Mapping[str, Any] = record.__dict__["_data"]
     return found
 
@@ -88,11 +90,6 @@ def record_over(arrays: MutableMapping[str, Array]) -> ArrayRecord:
     record = ArrayRecord()
     record.__dict__["_data"] = arrays
     return record
-
-
-def arrays_behind(record: ArrayRecord) -> object:
-    """What holds the arrays of `record`: a dictionary, or what `record_over` was given."""
-    return record.__dict__["_data"]
 
 
 def addressed(pattern: Message, node: int, content: RecordDict) -> Message:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedlora.adapters.flat import Flat, Layout
 from fedlora.adapters.manifest import Tensors, TensorSpec
-from fedlora.flower_internals import NUMPY, arrays_behind, arrays_in, encoded, record_over
+from fedlora.flower_internals import NUMPY, arrays_in, contents, encoded, record_over
 from fedlora.link.limits import TEXT, shown
 
 FRAME_BYTES = 128
@@ -83,7 +83,7 @@ class _Serialised(UserDict[str, Array]):
 
 def flat_in(record: ArrayRecord) -> Flat | None:
     """The tensors that `to_record` was given in one piece; None for any others, and once their bytes were looked at."""
-    behind = arrays_behind(record)
+    behind = contents(record)
     return behind.flat if isinstance(behind, _Serialised) and "data" not in vars(behind) else None
 
 

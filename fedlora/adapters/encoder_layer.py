@@ -184,9 +184,13 @@ class ShortLayer:
 
 
 def shortened(model: nn.Module) -> bool:
-    """Whether a model has layers of that kind, with attention as `Attention` computes it."""
+    """Whether `shorten_layers` finds layers in a model whose attention is as `Attention` computes it."""
     config: Any = model.config
-    return any(type(layer) in KINDS for layer in model.modules()) and config._attn_implementation == "eager"
+    return any(map(_may_be_short, model.modules())) and config._attn_implementation == "eager"
+
+
+def _may_be_short(layer: Any) -> bool:
+    return type(layer) in KINDS and not (layer.is_decoder or layer.chunk_size_feed_forward)
 
 
 def asks_more(*args: Any, **kwargs: Any) -> bool:
@@ -198,7 +202,7 @@ def asks_more(*args: Any, **kwargs: Any) -> bool:
 def shorten_layers(model: nn.Module) -> None:
     """Gives the layers of KINDS in a model on the CPU that forward pass."""
     for layer in model.modules():
-        if type(layer) in KINDS and not (layer.is_decoder or layer.chunk_size_feed_forward):
+        if _may_be_short(layer):
             layer.forward = ShortLayer(layer)
 
 
